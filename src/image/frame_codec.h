@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/image/memory_index.h"
+
+namespace vmsieve {
+
+/// How to compress: codec and level. Parsed from `none`, `lz4`, `zstd`, `zstd:LEVEL`.
+struct Compression {
+  Codec codec = Codec::kZstd;
+  int level = 1;  ///< zstd only: 1 to 19
+
+  static Result<Compression> parse(std::string_view text);
+  std::string text() const;
+};
+
+/// Compresses frames; one object per thread (it keeps the library's working memory).
+class FrameEncoder {
+ public:
+  explicit FrameEncoder(Compression compression);
+  ~FrameEncoder();
+  FrameEncoder(FrameEncoder&&) noexcept;
+
+  /// Encodes `raw` (1 to kMaxFrameBytes, whole pages) into `out` (replaced) and returns the frame with
+  /// codec, stored_bytes, raw_bytes and checksum set. Where compressing does not make it smaller
+  /// by at least 1/16, the frame is stored as it is (Codec::kNone).
+  Frame encode(std::span<const std::byte> raw, std::vector<std::byte>& out);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Checks the stored bytes' checksum and decodes; `out` gets exactly frame.raw_bytes bytes.
+/// kDamaged when either fails; `out` is then unspecified. Thread-safe.
+Result<void> decode_frame(const Frame& frame, std::span<const std::byte> stored, std::vector<std::byte>& out);
+
+/// XXH3-64 with seed 0, the checksum of every structure of the format.
+u64 checksum(std::span<const std::byte> bytes);
+
+/// If every byte of the page (kPageSize bytes) is the same, that byte; else nothing.
+std::optional<u8> uniform_byte(std::span<const std::byte> page);
+
+}  // namespace vmsieve

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/base/units.h"
+
+namespace vmsieve {
+
+struct ObjectRecord {
+  std::string name;  ///< "memory" or "device"
+  u64 bytes = 0;
+  u64 checksum = 0;  ///< "device": XXH3-64 of all its bytes; "memory": of its encoded index (which holds the
+                     ///< frames' checksums)
+};
+
+struct BlockRecord {
+  std::string name;
+  u64 used_bytes = 0;
+  u64 max_bytes = 0;
+  u64 host_page_bytes = kPageSize;
+  bool guest_ram = false;
+};
+
+struct MappingRecord {
+  u64 address = 0;  ///< guest-physical
+  u64 bytes = 0;
+  u32 block = 0;
+  u64 block_offset = 0;
+};
+
+struct DiskRecord {
+  std::string device;
+  std::string file;
+};
+
+struct IntrospectionRecord {
+  bool used = false;
+  std::string kernel;  ///< release, empty when none was found
+  std::string reason;  ///< why not used, or which zones were saved in full; empty when all went well
+  double classify_ms = 0;
+};
+
+struct PageCounts {
+  u64 total = 0;
+  u64 free = 0;
+  u64 zero = 0;   ///< in use, all zeros
+  u64 fill = 0;   ///< in use, one repeated byte other than zero
+  u64 saved = 0;  ///< in a frame
+};
+
+/// A checkpoint's manifest: all that is known of it except the bytes themselves.
+struct Manifest {
+  static constexpr u64 kFormatVersion = 1;
+
+  std::string id;
+  std::string created;  ///< UTC, ISO 8601 with milliseconds: "2026-01-31T12:34:56.789Z"
+  std::string mode;     ///< "paused"
+  std::string parent;   ///< id, or empty
+  std::vector<std::string> required_features;
+
+  std::string vm_name;
+  u64 vm_pid = 0;
+  bool was_running = true;
+  std::string qemu_version;
+  std::string qemu_package;
+  std::string qemu_executable;
+  std::string machine_type;
+  std::string accelerator;
+  u64 vcpus = 0;
+  std::vector<std::string> command_line;
+  std::string working_directory;
+
+  std::vector<BlockRecord> blocks;
+  std::vector<MappingRecord> mappings;
+  std::vector<DiskRecord> writable_disks;
+
+  IntrospectionRecord introspection;
+  PageCounts pages;
+  double pause_ms = 0;
+  double total_ms = 0;
+  u64 guest_bytes = 0;   ///< sum of used_bytes of all blocks
+  u64 stored_bytes = 0;  ///< bytes of the memory and device objects
+  std::string compression;
+
+  std::vector<ObjectRecord> objects;
+};
+
+/// One header line (magic, version, length, checksum), then JSON: docs/format.md.
+std::string encode_manifest(const Manifest& manifest);
+
+/// Checks header, length and checksum before the JSON is parsed; then every member's type and
+/// range. kDamaged or kUnsupported.
+Result<Manifest> decode_manifest(std::string_view text);
+
+/// Is `id` well-formed: 16 lower-case hex digits.
+bool is_checkpoint_id(std::string_view id);
+/// A new random id (getrandom).
+Result<std::string> new_checkpoint_id();
+
+}  // namespace vmsieve

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/guest/linux_kernel.h"
+#include "vmsieve/guest/memory.h"
+
+namespace vmsieve {
+
+/// Pages that the guest's buddy allocator holds as free, each proved by checks D, E, F and H
+/// (docs/hazards.md).
+struct FreePages {
+  std::vector<PfnRange> runs;  ///< ascending, not overlapping, not adjacent, all RAM
+  u64 count = 0;               ///< pages in `runs`
+  u64 described = 0;           ///< RAM pages that an online memory section describes (check H)
+
+  /// One sentence per zone whose counters and flags disagree (check E) or that holds a malformed
+  /// block (check F): nothing of that zone is in `runs`. Worth a retry after the guest has run a
+  /// millisecond.
+  std::vector<std::string> doubts;
+
+  /// Content of free pages under page poisoning: when every sampled free page is filled with one
+  /// non-zero byte, that byte; the guest expects to find it again. 0 otherwise.
+  u8 fill = 0;
+};
+
+/// Finds the free pages. The guest must be stopped for the answer to be a proof; on a running
+/// guest it is an estimate, and doubts are likely. `threads` workers read page structures.
+/// An error (never a partial answer) when the structures cannot be understood at all, or when
+/// check D fails; the caller then saves every page.
+Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& kernel, unsigned threads);
+
+}  // namespace vmsieve

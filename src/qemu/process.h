@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/base/units.h"
+
+namespace vmsieve {
+
+/// A QEMU system emulator found in /proc.
+struct QemuProcess {
+  pid_t pid = 0;
+  std::string executable;              ///< /proc/PID/exe
+  std::vector<std::string> arguments;  ///< /proc/PID/cmdline, argv[0] first
+  std::string working_directory;       ///< /proc/PID/cwd
+  std::string name;                    ///< `-name`'s guest name; empty when not given
+  std::vector<std::string> qmp_paths;  ///< UNIX sockets of its QMP monitors, absolute
+  u64 start_ticks = 0;                 ///< /proc/PID/stat field 22: pid and this name a process for good
+};
+
+/// Every QEMU system emulator that this user can see in /proc. A process that goes away while it
+/// is looked at is left out.
+Result<std::vector<QemuProcess>> list_qemu_processes();
+
+/// Reads one process; kNotFound when there is none, kUnsupported when it is no QEMU.
+Result<QemuProcess> read_qemu_process(pid_t pid);
+
+/// A VM that the user named, and the monitor to talk to.
+struct VmAddress {
+  QemuProcess process;
+  std::string qmp_path;
+};
+
+/// Finds the VM that `spec` names: a QMP socket's path (it contains '/' or exists as a socket),
+/// `pid:N`, or a QEMU `-name`. `libvirt:NAME` is kUnsupported for now. kNotFound lists what there
+/// is; kAmbiguous names the candidates.
+Result<VmAddress> resolve_vm(const std::string& spec);
+
+}  // namespace vmsieve

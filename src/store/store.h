@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "vmsieve/base/fd.h"
+#include "vmsieve/base/result.h"
+#include "vmsieve/image/manifest.h"
+
+namespace vmsieve {
+
+/// Writes one object from its first byte to its last. Not thread-safe. An object that is destroyed
+/// before finish() never becomes part of a checkpoint.
+class ObjectWriter {
+ public:
+  virtual ~ObjectWriter() = default;
+  virtual Result<void> append(std::span<const std::byte> bytes) = 0;
+  /// Bytes appended so far.
+  virtual u64 size() const = 0;
+  /// Makes the bytes durable.
+  virtual Result<void> finish() = 0;
+};
+
+/// Reads an object at any offset. Thread-safe.
+class ObjectReader {
+ public:
+  virtual ~ObjectReader() = default;
+  virtual u64 size() const = 0;
+  /// Exactly out.size() bytes at `offset`; kDamaged when the object is shorter.
+  virtual Result<void> read(u64 offset, std::span<std::byte> out) const = 0;
+};
+
+/// A checkpoint being written. Until commit() returns ok it does not exist for anybody else;
+/// destroyed before that, its files are removed. If the process dies, the next sweep() removes them.
+class CheckpointWriter {
+ public:
+  virtual ~CheckpointWriter() = default;
+  virtual const std::string& id() const = 0;
+  /// `name`: "memory", "device". Each once.
+  virtual Result<std::unique_ptr<ObjectWriter>> create(std::string_view name) = 0;
+  /// Writes the manifest, durable, last. All objects must have been finished.
+  virtual Result<void> commit(const Manifest& manifest) = 0;
+};
+
+/// What list() says of one checkpoint whose manifest cannot be used.
+struct DamagedCheckpoint {
+  std::string id;
+  Error error;
+};
+
+struct Listing {
+  std::vector<Manifest> checkpoints;  ///< oldest first
+  std::vector<DamagedCheckpoint> damaged;
+};
+
+/// A set of checkpoints: write-once objects with names, docs/format.md.
+class Store {
+ public:
+  virtual ~Store() = default;
+  /// For messages: the path.
+  virtual const std::string& name() const = 0;
+
+  virtual Result<std::unique_ptr<CheckpointWriter>> begin() = 0;
+  virtual Result<Listing> list() const = 0;
+  virtual Result<Manifest> manifest(const std::string& id) const = 0;
+  virtual Result<std::unique_ptr<ObjectReader>> open(const std::string& id,
+                                                     std::string_view object) const = 0;
+  /// Removes the manifest first (from then on the checkpoint does not exist), then the rest.
+  /// kBusy names a checkpoint that still needs one of its frames.
+  virtual Result<void> remove(const std::string& id) = 0;
+  /// Removes what dead writers and interrupted removals left; returns how many leftovers.
+  virtual Result<u64> sweep() = 0;
+
+  /// Resolves an id, a unique prefix of at least 4 digits, or `VMNAME@latest`.
+  Result<std::string> resolve(std::string_view checkpoint) const;
+};
+
+/// Opens a directory as a store. `create`: make it (and its parents) if it is not there; otherwise
+/// a missing directory is kNotFound. A directory with foreign content is never written to.
+Result<std::unique_ptr<Store>> open_directory_store(const std::string& path, bool create);
+
+}  // namespace vmsieve
