@@ -16,6 +16,11 @@ namespace vmsieve {
 /// Finding says nothing about being alive: prove_live() does, for one instant of a guest.
 class LinuxKernel {
  public:
+  /// The kernel that VMCOREINFO text at `address` speaks of. kUnsupported when it is one that this
+  /// program does not handle (not x86-64, other page size, encrypted memory), kDamaged when the text
+  /// makes no sense. Reads no memory.
+  static Result<LinuxKernel> from_vmcoreinfo(VmcoreInfo info, GuestPhysical address);
+
   const std::string& release() const { return vmcoreinfo_.release(); }
   const VmcoreInfo& vmcoreinfo() const { return vmcoreinfo_; }
   /// The kernel's own page tables (swapper_pg_dir), by which its addresses are translated.
@@ -30,6 +35,7 @@ class LinuxKernel {
   /// running it is a hint, with the guest stopped a proof.
   Result<void> prove_live(const GuestMemory& memory, std::span<const VcpuState> vcpus) const;
 
+  /// `root` has 4 or 5 levels.
   LinuxKernel(VmcoreInfo info, PageTableRoot root, GuestPhysical address)
       : vmcoreinfo_(std::move(info)), page_tables_(root), vmcoreinfo_address_(address) {}
 
@@ -39,9 +45,12 @@ class LinuxKernel {
   GuestPhysical vmcoreinfo_address_;
 };
 
-/// Searches all resident RAM for VMCOREINFO and returns the first kernel that passes prove_live().
-/// May run for tenths of a second (4 GiB): call it while the guest runs. kNotFound with one
-/// sentence on why when there is none (no VMCOREINFO, or candidates that are not alive).
+/// Searches all resident RAM for VMCOREINFO and returns the kernel that passes prove_live(). Should
+/// two that speak of different kernels pass, neither is believed: the text can be put into a guest's
+/// memory by anybody in it. May run for tenths of a second (4 GiB) on two threads, with a few MiB of
+/// memory: call it while the guest runs. What the vCPUs' registers point to is read at once, before
+/// the search, for the tables of a process may be gone after it. kNotFound with one sentence on why
+/// when there is none (no VMCOREINFO, or candidates that are not alive).
 Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, std::span<const VcpuState> vcpus);
 
 }  // namespace vmsieve

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -16,7 +18,9 @@ struct Compression {
   Codec codec = Codec::kZstd;
   int level = 1;  ///< zstd only: 1 to 19
 
+  /// kUsage says what is possible.
   static Result<Compression> parse(std::string_view text);
+  /// `none`, `lz4` or `zstd:LEVEL`; parse() gives the same again.
   std::string text() const;
 };
 
@@ -38,11 +42,26 @@ class FrameEncoder {
 };
 
 /// Checks the stored bytes' checksum and decodes; `out` gets exactly frame.raw_bytes bytes.
-/// kDamaged when either fails; `out` is then unspecified. Thread-safe.
+/// kDamaged when either fails, or when the frame breaks the format's bounds; `out` is then unspecified.
+/// Thread-safe.
 Result<void> decode_frame(const Frame& frame, std::span<const std::byte> stored, std::vector<std::byte>& out);
 
 /// XXH3-64 with seed 0, the checksum of every structure of the format.
 u64 checksum(std::span<const std::byte> bytes);
+
+/// The same of bytes that come in pieces. Not thread-safe.
+class StreamingChecksum {
+ public:
+  StreamingChecksum();
+  ~StreamingChecksum();
+  void update(std::span<const std::byte> bytes);
+  /// Of all bytes so far.
+  u64 value() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// If every byte of the page (kPageSize bytes) is the same, that byte; else nothing.
 std::optional<u8> uniform_byte(std::span<const std::byte> page);

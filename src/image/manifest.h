@@ -52,14 +52,17 @@ struct PageCounts {
   u64 saved = 0;  ///< in a frame
 };
 
-/// A checkpoint's manifest: all that is known of it except the bytes themselves.
+/// A checkpoint's manifest: all that is known of it except the bytes themselves. Texts may hold any bytes
+/// (paths and arguments of a process do).
 struct Manifest {
   static constexpr u64 kFormatVersion = 1;
+  static constexpr u64 kMaxBytes = 8 * kMiB;  ///< of the encoded manifest
 
   std::string id;
   std::string created;  ///< UTC, ISO 8601 with milliseconds: "2026-01-31T12:34:56.789Z"
   std::string mode;     ///< "paused"
-  std::string parent;   ///< id, or empty
+  std::string parent;   ///< id of the checkpoint that this one was taken after, or empty; for people
+  std::vector<std::string> ancestors;  ///< ids whose memory objects hold frames of this one, as in the index
   std::vector<std::string> required_features;
 
   std::string vm_name;
@@ -89,15 +92,20 @@ struct Manifest {
   std::vector<ObjectRecord> objects;
 };
 
-/// One header line (magic, version, length, checksum), then JSON: docs/format.md.
+/// One header line (magic, version, length, checksum), then JSON: docs/format.md. Decoding gives the same
+/// manifest again, if it keeps the rules of the format (else decode_manifest() refuses it). A number of
+/// milliseconds that is not finite is written as 0.
 std::string encode_manifest(const Manifest& manifest);
 
-/// Checks header, length and checksum before the JSON is parsed; then every member's type and
-/// range. kDamaged or kUnsupported.
+/// Checks header, length and checksum before the JSON is parsed; then the required features, then every
+/// member's type and range. kDamaged names the member; kUnsupported the version or feature.
 Result<Manifest> decode_manifest(std::string_view text);
 
-/// Is `id` well-formed: 16 lower-case hex digits.
+/// Is `id` well-formed: 16 lower-case hex digits. To be asked before an id becomes part of a path.
 bool is_checkpoint_id(std::string_view id);
+/// Is `name` fit to be an object's: 1 to 32 of a-z, 0-9 and '-', a letter first, none of the store's own
+/// names. To be asked before a name becomes part of a path.
+bool is_object_name(std::string_view name);
 /// A new random id (getrandom).
 Result<std::string> new_checkpoint_id();
 

@@ -58,6 +58,13 @@ struct BlockIndex {
   friend bool operator==(const BlockIndex&, const BlockIndex&) = default;
 };
 
+/// The largest sum of used_bytes of all blocks: the guest-physical space of x86-64 (MAXPHYADDR 52). Page
+/// counts below it add without overflow.
+inline constexpr u64 kMaxGuestBytes = u64{1} << 52;
+
+/// Block names are at most this long (QEMU travels them behind a one-byte length, migration/ram.c).
+inline constexpr u64 kMaxBlockNameBytes = 255;
+
 /// The complete index of a checkpoint's memory: says of every page what it is, without looking at
 /// any other checkpoint.
 struct MemoryIndex {
@@ -68,15 +75,19 @@ struct MemoryIndex {
   friend bool operator==(const MemoryIndex&, const MemoryIndex&) = default;
 };
 
-/// Encodes the index as docs/format.md says. The index must be valid (see validate()).
+/// Encodes the index as docs/format.md says. The index must be valid (see validate()); an invalid one gives
+/// bytes that decode_index() refuses.
 std::vector<std::byte> encode_index(const MemoryIndex& index);
 
 /// Decodes and validates; every count is bounded by the bytes that are there before memory is
-/// allocated for it. kDamaged says what is wrong at which offset; kUnsupported names an unknown
-/// required feature or version.
+/// allocated for it (a run of 3 bytes becomes 40 in memory, which is the worst factor). The bytes carry no
+/// checksum of themselves: compare MemoryTrailer::index_checksum first. kDamaged says what is wrong at which
+/// offset; kUnsupported names an unknown required feature bit or version.
 Result<MemoryIndex> decode_index(std::span<const std::byte> bytes);
 
-/// All the "must" rules of docs/format.md that concern the index itself.
+/// All the "must" rules of docs/format.md that concern the index itself, kDamaged names the one broken. What
+/// it cannot know: the sizes of the objects, the checkpoint's id, and the manifest (CheckpointReader checks
+/// those).
 Result<void> validate(const MemoryIndex& index);
 
 /// Fixed-size structures at both ends of a memory object.
@@ -91,10 +102,12 @@ struct MemoryTrailer {
 
 /// The header of the memory object of checkpoint `id`: kMemoryHeaderBytes bytes.
 std::vector<std::byte> encode_memory_header(std::string_view id);
-/// Checks magic, version, checksum, features, and that the object belongs to checkpoint `id`.
+/// Checks magic, checksum, version, features, sizes, and that the object belongs to checkpoint `id`. `bytes`
+/// must be the kMemoryHeaderBytes first bytes of the object; fewer are kDamaged.
 Result<void> check_memory_header(std::span<const std::byte> bytes, std::string_view id);
 std::vector<std::byte> encode_memory_trailer(const MemoryTrailer& trailer);
-/// `object_bytes` bounds the offsets.
+/// `bytes`: the last kMemoryTrailerBytes of the object. `object_bytes` is the size of the whole object:
+/// header, frames, index and trailer must fill it exactly.
 Result<MemoryTrailer> decode_memory_trailer(std::span<const std::byte> bytes, u64 object_bytes);
 
 }  // namespace vmsieve

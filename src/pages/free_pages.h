@@ -18,12 +18,13 @@ struct FreePages {
   u64 described = 0;           ///< RAM pages that an online memory section describes (check H)
 
   /// One sentence per zone whose counters and flags disagree (check E) or that holds a malformed
-  /// block (check F): nothing of that zone is in `runs`. Worth a retry after the guest has run a
-  /// millisecond.
+  /// block (check F): nothing of that zone is in `runs`. Also one per section whose page structures
+  /// cannot be read. Worth a retry after the guest has run a millisecond.
   std::vector<std::string> doubts;
 
-  /// Content of free pages under page poisoning: when every sampled free page is filled with one
-  /// non-zero byte, that byte; the guest expects to find it again. 0 otherwise.
+  /// What a skipped page must read as after a restore: when most of the sampled free pages are
+  /// filled with one non-zero byte, as all are under page poisoning, that byte; else 0, as
+  /// init_on_free needs. Without either the guest does not care.
   u8 fill = 0;
 };
 

@@ -11,7 +11,7 @@
 
 namespace vmsieve {
 
-/// Where the stream's bytes go: a pipe, a socket, a file, a test's buffer.
+/// Where the stream's bytes go: a socket, a file, a test's buffer.
 using ByteSink = std::function<Result<void>(std::span<const std::byte>)>;
 
 struct StreamBlock {
@@ -19,37 +19,59 @@ struct StreamBlock {
   u64 used_bytes = 0;
 };
 
-/// Writes a migration stream that stock QEMU takes with `-incoming`
+/// What the reading QEMU expects of a stream beside the sections: the properties `send-configuration` and
+/// `send-section-footer` of its migration object. Both are on except with machine types of 2.3 and before
+/// (QEMU hw/core/machine.c, hw_compat_2_3) and by `-global migration....=off`.
+struct StreamFormat {
+  bool configuration = true;
+  bool section_footers = true;
+};
+
+/// Writes a migration stream that stock QEMU takes with `-incoming`, all integers big-endian
 /// (QEMU migration/savevm.c, migration/ram.c; docs/devel/migration): file header, CONFIGURATION, section
 /// "ram" version 4 with the pages given, the device sections as `xen-save-devices-state` wrote them, EOF and
-/// a VMDESCRIPTION. Calls must come in the order below. Buffers up to 1 MiB.
+/// a VMDESCRIPTION. Pages that are not given are not touched by the reader. Calls must come in the order
+/// below; after an error the stream is of no use. Buffers up to 1 MiB.
 class MigrationStreamWriter {
  public:
-  MigrationStreamWriter(ByteSink sink, std::string machine_type, std::vector<StreamBlock> blocks);
+  /// `blocks` in any order; QEMU resizes its resizeable blocks to `used_bytes`.
+  MigrationStreamWriter(ByteSink sink, std::string machine_type, std::vector<StreamBlock> blocks,
+                        StreamFormat format = {});
 
-  /// Header, configuration, start of the ram section.
+  /// Header, configuration, start of the ram section. kUnsupported when a block's name or size cannot be
+  /// said in a stream (1 to 255 bytes; whole pages).
   Result<void> begin();
-  /// Whole pages at page index `first_page` of block `block`. A page may be given once.
+  /// Whole pages at page index `first_page` of block `block`. A page may be given once. kDamaged when they
+  /// are not inside the block.
   Result<void> pages(u32 block, u64 first_page, std::span<const std::byte> bytes);
-  /// `count` pages of one repeated byte (0: QEMU's zero page flag; others travel as data).
+  /// `count` pages of one repeated byte (0: QEMU's zero page flag; others travel as data: the flag could
+  /// carry any byte, but QEMU is going to drop that).
   Result<void> fill_pages(u32 block, u64 first_page, u64 count, u8 fill);
-  /// End of the ram section, device sections, end of stream. `device_state` begins with QEVM.
+  /// End of the ram section, device sections, end of stream. `device_state` begins with QEVM. QEMU may run
+  /// the guest as soon as it has the last byte.
   Result<void> finish(std::span<const std::byte> device_state);
 
  private:
   Result<void> flush_if_full();
   Result<void> flush();
   void page_header(u32 block, u64 page, u64 flags);
+  void footer();
+  Result<void> check_range(u32 block, u64 first_page, u64 count) const;
 
   ByteSink sink_;
   std::string machine_type_;
   std::vector<StreamBlock> blocks_;
+  StreamFormat format_;
   std::vector<std::byte> buffer_;
   u32 last_block_ = ~u32{0};
 };
 
 /// Splits off what `xen-save-devices-state` put before the first section and after the last: the
-/// span of the device sections themselves. kDamaged when it is no such stream.
+/// span of the device sections themselves. kDamaged when it is no such stream, kUnsupported for another
+/// version of it. The sections are not parsed: only QEMU knows their lengths.
 Result<std::span<const std::byte>> device_sections(std::span<const std::byte> device_state);
+
+/// Does the last of these sections end with a section footer? All do or none.
+bool has_section_footers(std::span<const std::byte> sections);
 
 }  // namespace vmsieve

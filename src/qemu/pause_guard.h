@@ -13,32 +13,46 @@ namespace vmsieve {
 
 /// A second process that resumes the guest if this one dies while the guest is stopped by us.
 ///
-/// The child is forked when the guard is made (in a process group of its own, no shared locks, no
-/// allocation after the fork), holds the QMP connection's socket too, and waits on a pipe. When the
-/// pipe closes without a farewell and the guard was armed, the child writes `cont` on that socket
-/// and waits for the answer; when the socket is dead it connects anew. It never touches a guest
-/// that was not running when the guard stopped it.
+/// The child is forked when the guard is made: in a session of its own, signals blocked, no allocation
+/// and no locks after the fork, every descriptor closed but the link to its parent, the QMP connection
+/// and a handle of the monitor's socket. When the link breaks while the guard is armed, the child sends
+/// `cont` on the inherited connection and waits for the answer (QEMU discards what a client that
+/// hung up has queued); when the connection is dead it connects anew. It never touches a guest that
+/// was not running when the guard stopped it, and exits as soon as the link breaks otherwise.
+///
+/// What this process holds in memory at the fork is shared with the child copy-on-write: make the guard
+/// before large buffers are.
 class PauseGuard {
  public:
-  /// Forks the watching child. Call before threads that matter hold locks, and while the guest
-  /// runs. `qmp` must outlive the guard.
+  /// Forks the watching child. Call while the guest runs. `qmp` must outlive the guard.
   static Result<std::unique_ptr<PauseGuard>> make(QmpClient& qmp);
 
-  /// Resumes the guest if it is still stopped by us, then lets the child go.
+  /// Resumes the guest if it is still stopped by us, then lets the child go. If resuming fails, the
+  /// child is left to try.
   ~PauseGuard();
+  PauseGuard(const PauseGuard&) = delete;
+  PauseGuard& operator=(const PauseGuard&) = delete;
 
-  /// Arms the child, then `stop`. Refuses (kVanished) when the child is gone.
+  /// Arms the child, then `stop`. kVanished when the child is gone. A guest that its owner has stopped
+  /// is left as it is; kRefused when it is in a state that ends by itself (suspended, incoming
+  /// migration, ...). When `stop` fails in any other way the guest may be stopped all the same: call
+  /// resume(), or drop the guard.
   Result<void> stop();
-  /// `cont`, then disarms the child. No-op when the guest was not running before stop().
+  /// `cont`, and when QEMU has confirmed it disarms the child. No-op when the guest was not running
+  /// before stop().
   Result<void> resume();
   /// Was the guest running when stop() was called?
   bool was_running() const { return was_running_; }
+  /// The child's process, for tests and for messages.
+  pid_t child() const { return child_; }
 
  private:
   explicit PauseGuard(QmpClient& qmp) : qmp_(qmp) {}
+  Result<void> arm();
+  void wait_for_child();
 
   QmpClient& qmp_;
-  UniqueFd pipe_;
+  UniqueFd link_;
   pid_t child_ = -1;
   bool was_running_ = false;
   bool stopped_ = false;

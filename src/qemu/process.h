@@ -11,15 +11,19 @@
 
 namespace vmsieve {
 
-/// A QEMU system emulator found in /proc.
+/// A QEMU system emulator found in /proc: its executable or its argv[0] is called qemu-system-* or
+/// qemu-kvm.
 struct QemuProcess {
   pid_t pid = 0;
   std::string executable;              ///< /proc/PID/exe
   std::vector<std::string> arguments;  ///< /proc/PID/cmdline, argv[0] first
   std::string working_directory;       ///< /proc/PID/cwd
   std::string name;                    ///< `-name`'s guest name; empty when not given
-  std::vector<std::string> qmp_paths;  ///< UNIX sockets of its QMP monitors, absolute
-  u64 start_ticks = 0;                 ///< /proc/PID/stat field 22: pid and this name a process for good
+  /// UNIX sockets of its QMP monitors (-qmp, -qmp-pretty, -mon mode=control), absolute; those of a
+  /// process in another mount namespace begin with /proc/PID/root. A monitor whose socket was
+  /// passed as a descriptor (libvirt) is found by that descriptor.
+  std::vector<std::string> qmp_paths;
+  u64 start_ticks = 0;  ///< /proc/PID/stat field 22: pid and this name a process for good
 };
 
 /// Every QEMU system emulator that this user can see in /proc. A process that goes away while it
@@ -37,7 +41,8 @@ struct VmAddress {
 
 /// Finds the VM that `spec` names: a QMP socket's path (it contains '/' or exists as a socket),
 /// `pid:N`, or a QEMU `-name`. `libvirt:NAME` is kUnsupported for now. kNotFound lists what there
-/// is; kAmbiguous names the candidates.
+/// is; kAmbiguous names the candidates. Of several monitors the first one that answers is taken.
+/// A process behind a QMP socket's path counts as QEMU, whatever its executable is called.
 Result<VmAddress> resolve_vm(const std::string& spec);
 
 }  // namespace vmsieve

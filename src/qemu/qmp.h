@@ -6,11 +6,15 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+
+#include <sys/types.h>
 
 #include <nlohmann/json.hpp>
 
 #include "vmsieve/base/fd.h"
 #include "vmsieve/base/result.h"
+#include "vmsieve/qemu/qmp_wire.h"
 
 namespace vmsieve {
 
@@ -22,9 +26,10 @@ class QmpClient {
   using Milliseconds = std::chrono::milliseconds;
   static constexpr Milliseconds kDefaultTimeout{10000};
 
-  /// Connects, reads the greeting, negotiates capabilities. kVanished when nobody listens,
-  /// kTimeout when no greeting comes (a QMP socket serves one client at a time: another client,
-  /// libvirt for example, holds it), kDamaged when the peer does not speak QMP.
+  /// Connects, reads the greeting, negotiates capabilities. kNotFound when there is no such path,
+  /// kVanished when nobody listens, kTimeout when no greeting comes (a QMP socket serves one client
+  /// at a time: another client, libvirt for example, holds it), kDamaged when the peer does not
+  /// speak QMP.
   static Result<std::unique_ptr<QmpClient>> connect(const std::string& path,
                                                     Milliseconds timeout = kDefaultTimeout);
 
@@ -51,17 +56,26 @@ class QmpClient {
   Result<pid_t> peer_pid() const;
 
  private:
+  using TimePoint = std::chrono::steady_clock::time_point;
+
   QmpClient() = default;
-  Result<Json> receive(std::chrono::steady_clock::time_point deadline);
-  Result<void> handshake(std::chrono::steady_clock::time_point deadline);
+  Result<void> handshake(TimePoint deadline);
+  Result<void> send(std::string_view bytes, int pass_fd, TimePoint deadline);
+  Result<QmpMessage> receive(TimePoint deadline);
+  Result<void> wait_readable(TimePoint deadline) const;
+  void remember_event(Json event);
 
   UniqueFd socket_;
   std::string path_;
   std::string version_;
   std::string package_;
-  std::string buffer_;
+  LineAssembler lines_;
   std::deque<Json> events_;
   u64 next_id_ = 1;
+  /// A command was cut off half-sent: the next one must resynchronise QEMU's parser first.
+  bool torn_ = false;
+  /// Errors without id still to come, one for each resynchronisation.
+  u64 stray_errors_ = 0;
 };
 
 }  // namespace vmsieve

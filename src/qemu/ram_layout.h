@@ -16,7 +16,7 @@ struct RamBlock {
   u64 used_bytes = 0;               ///< used_length
   u64 max_bytes = 0;                ///< max_length; larger than used_bytes for resizeable blocks
   u64 host_page_bytes = kPageSize;  ///< page size of the backing (2 MiB for hugetlb)
-  HostVirtual host;                 ///< start of the block in the QEMU process
+  HostVirtual host{};               ///< start of the block in the QEMU process
   bool guest_ram =
       false;  ///< is (or backs) the machine's main memory: its omitted pages read as zero in a new QEMU
 };

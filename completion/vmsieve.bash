@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion for vmsieve
+
+_vmsieve_json_field() { # _vmsieve_json_field NAME: values of "NAME": "..." in the JSON on stdin
+  sed -n "s/^ *\"$1\": \"\\(.*\\)\",\\{0,1\\}\$/\\1/p"
+}
+
+_vmsieve() {
+  local cur prev command="" word
+  cur="${COMP_WORDS[COMP_CWORD]}"
+  prev="${COMP_WORDS[COMP_CWORD - 1]}"
+  local commands="ls inspect save restore log show verify rm"
+  for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+    if [[ " $commands " == *" $word "* ]]; then
+      command="$word"
+      break
+    fi
+  done
+  if [[ -z "$command" ]]; then
+    COMPREPLY=($(compgen -W "$commands --help --version" -- "$cur"))
+    return
+  fi
+  case "$prev" in
+    --store | --qemu | --qmp)
+      COMPREPLY=($(compgen -f -- "$cur"))
+      return
+      ;;
+    --compress)
+      COMPREPLY=($(compgen -W "none lz4 zstd zstd:3 zstd:19" -- "$cur"))
+      return
+      ;;
+  esac
+  local options="--json --quiet --help"
+  case "$command" in
+    inspect) options+=" --pages --threads" ;;
+    save) options+=" --store --paused --full --compress --no-introspection --threads --buffer-mib" ;;
+    restore) options+=" --store --eager --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
+    log | verify | rm) options+=" --store" ;;
+    show) options+=" --store --pages" ;;
+  esac
+  if [[ "$cur" == -* ]]; then
+    COMPREPLY=($(compgen -W "$options" -- "$cur"))
+    return
+  fi
+  case "$command" in
+    restore | show | verify | rm)
+      COMPREPLY=($(compgen -W "$(vmsieve log --json 2>/dev/null | _vmsieve_json_field checkpoint)" -- "$cur"))
+      ;;
+    inspect | save)
+      COMPREPLY=($(compgen -W "$(vmsieve ls --json 2>/dev/null | _vmsieve_json_field name)" -- "$cur") $(compgen -f -- "$cur"))
+      ;;
+  esac
+}
+complete -F _vmsieve vmsieve

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs every fuzzer of a build for SECONDS, JOBS at a time; stops with the finding of the first that
+# has one.
+# usage: scripts/fuzz.sh BUILD SECONDS JOBS
+set -euo pipefail
+build="$1" seconds="$2" jobs="$3"
+
+run_one() {
+  local fuzzer="$1" seconds="$2" log
+  log="$fuzzer.log"
+  if "$fuzzer" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 \
+    -artifact_prefix="$fuzzer." >"$log" 2>&1; then
+    printf '%-24s %s\n' "$(basename "$fuzzer")" \
+      "$(grep -E 'number_of_executed_units' "$log" | awk '{print $2 " runs, no finding"}')"
+  else
+    tail -n 60 "$log"
+    printf '%s FAILED, see %s\n' "$fuzzer" "$log"
+    return 1
+  fi
+}
+export -f run_one
+# The coverage build writes a profile at exit; a fuzzer's is of no use.
+export LLVM_PROFILE_FILE=/dev/null
+find "$build" -maxdepth 1 -name '*_fuzz' -type f -perm -u+x | sort |
+  xargs -P "$jobs" -I{} bash -c 'run_one {} '"$seconds"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Installs the Debian packages that building, testing and the demo need.
+# When none is missing it neither touches the network nor needs root.
+set -euo pipefail
+
+build=(g++ cmake ninja-build pkg-config
+       clang-14 clang-format-14 clang-format clang-tidy lld llvm-14 libclang-rt-14-dev
+       nlohmann-json3-dev libcli11-dev libfmt-dev
+       libzstd-dev liblz4-dev libxxhash-dev
+       libgtest-dev libgmock-dev gcovr)
+run=(qemu-system-x86 qemu-utils
+     busybox-static cpio xz-utils zstd
+     python3 python3-pytest procps)
+
+# One dpkg-query for all: the usual case, nothing missing, must cost nothing.
+installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' \
+                "${build[@]}" "${run[@]}" 2>/dev/null || true)
+missing=()
+for package in "${build[@]}" "${run[@]}"; do
+    grep -qFx "$package installed" <<<"$installed" || missing+=("$package")
+done
+
+if (( ${#missing[@]} == 0 )); then
+    echo "install-deps: nothing is missing"
+    exit 0
+fi
+
+as_root=()
+(( EUID == 0 )) || as_root=(sudo)
+
+echo "install-deps: installing ${missing[*]}"
+"${as_root[@]}" apt-get update -qq
+# --no-install-recommends: QEMU's recommendations bring a desktop along.
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -y -qq --no-install-recommends "${missing[@]}"

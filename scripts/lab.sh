@@ -1,0 +1,258 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Fills the lab: guest kernels, QEMU builds and the initramfs that the tests
+# and the demo boot. Everything is kept in one cache folder; what is already
+# there whole is left alone, so a second run works offline and at once.
+set -euo pipefail
+
+lab=${VMSIEVE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsieve-lab}
+source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+usage() {
+    cat <<USAGE
+Usage: scripts/lab.sh WHAT...
+
+  base           guest kernel 6.1 and the initramfs: all that the demo needs
+  all            base, guest kernel 6.12 and QEMU 10.0: all that the tests need
+  initramfs      the guest's user space, rebuilt when its sources changed
+  kernel-6.1     from bookworm
+  kernel-6.12    from bookworm-backports
+  kernel-5.10    from bullseye
+  kernel-newest  from trixie-backports
+  qemu-10.0      from bookworm-backports
+  path           print the lab's folder
+
+The lab is \$VMSIEVE_LAB, else vmsieve-lab in the user's cache folder: $lab
+Packages come from the Debian mirror that this machine's apt uses, or from
+\$VMSIEVE_DEBIAN_MIRROR. The machine's own apt sources are never changed.
+USAGE
+}
+
+say() { echo "lab: $*"; }
+die() { echo "lab: $*" >&2; exit 1; }
+
+# ---- Debian packages from suites that this machine does not use ------------
+
+mirror_uri() {
+    if [[ -n ${VMSIEVE_DEBIAN_MIRROR:-} ]]; then
+        echo "$VMSIEVE_DEBIAN_MIRROR"
+        return
+    fi
+    # apt itself reads the sources, so that every format it knows is understood.
+    local uri
+    # shellcheck disable=SC2016  # $(...) here is apt's notation, not the shell's
+    uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' \
+                  'Created-By: Packages' |
+          awk '$1 ~ /^(bookworm|trixie|sid|stable|oldstable|testing|unstable)$/ &&
+               $2 == "main" && !seen { print $3; seen = 1 }')
+    [[ -n $uri ]] || die "apt's sources name no Debian mirror: set VMSIEVE_DEBIAN_MIRROR"
+    echo "$uri"
+}
+
+# apt_in SUITE COMMAND...: runs COMMAND with an apt whose sources, lists and
+# caches are the lab's own. The machine's proxy and download settings stay.
+apt_in() {
+    local home=$lab/apt/$1
+    shift
+    APT_CONFIG=$home/apt.conf "$@"
+}
+
+# open_suites NAME STATUS SUITE...: makes the apt of apt_in NAME, with fresh
+# lists. STATUS is the dpkg status file to resolve dependencies against:
+# /dev/null makes only the suites' own packages visible.
+open_suites() {
+    local name=$1 status=$2 suite uri
+    shift 2
+    local home=$lab/apt/$name
+    rm -rf "$home"
+    mkdir -p "$home"/{lists/partial,cache/archives/partial,parts}
+    uri=$(mirror_uri)
+    for suite in "$@"; do
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri $suite main"
+    done > "$home/sources.list"
+    {
+        cat <<CONF
+Dir::Etc::sourcelist "$home/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+Dir::Etc::main "/dev/null";
+Dir::Etc::parts "$home/parts";
+Dir::Etc::preferences "/dev/null";
+Dir::Etc::preferencesparts "/dev/null";
+Dir::State "$home";
+Dir::State::lists "$home/lists";
+Dir::State::status "$status";
+Dir::Cache "$home/cache";
+APT::Architecture "amd64";
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+CONF
+        apt-config dump | grep -E '^Acquire::(http|https|ftp|Check|Retries)' || true
+    } > "$home/apt.conf"
+    say "reading the package lists of $*"
+    apt_in "$name" apt-get update -qq
+}
+
+# The lists are large, and the next download wants fresh ones anyway.
+close_suites() { rm -rf "$lab/apt/$1"; }
+
+# unpack_packages NAME FOLDER PACKAGE...
+unpack_packages() {
+    local name=$1 folder=$2 debs deb
+    shift 2
+    debs=$lab/apt/$name/debs
+    rm -rf "$debs"
+    mkdir -p "$debs" "$folder"
+    say "downloading $*"
+    (cd "$debs" && apt_in "$name" apt-get download -qq "$@")
+    for deb in "$debs"/*.deb; do
+        dpkg -x "$deb" "$folder"
+    done
+    rm -rf "$debs"
+}
+
+# depends_matching NAME PACKAGE REGEX: the first dependency of PACKAGE that matches.
+depends_matching() {
+    apt_in "$1" apt-cache depends "$2" |
+        awk -v want="$3" '$1 == "Depends:" && $2 ~ want && !seen { print $2; seen = 1 }'
+}
+
+# ---- guest kernels ---------------------------------------------------------
+
+# The virtio drivers are modules in Debian's cloud kernel. A guest needs none to
+# boot; those that it may load are kept beside the kernel.
+modules_kept='/(virtio|virtio_ring|virtio_pci|virtio_pci_modern_dev|virtio_pci_legacy_dev|virtio_blk|virtio_balloon|virtio_mem|virtio_mmio|net_failover|failover|virtio_net)\.ko'
+
+# need_kernel VERSION SUITE: kernels/VERSION with vmlinuz, release and modules/.
+need_kernel() {
+    local version=$1 suite=$2 home=$lab/kernels/$1
+    [[ -f $home/release ]] && return
+    open_suites "kernel-$version" /dev/null "$suite"
+
+    # The meta package names the newest image; from 7.x on the kernel itself is
+    # in a package that the image depends on.
+    local image binary
+    image=$(depends_matching "kernel-$version" linux-image-cloud-amd64 '^linux-image-[0-9]')
+    [[ -n $image ]] || die "$suite has no linux-image-cloud-amd64"
+    binary=$(depends_matching "kernel-$version" "$image" '^linux-binary-')
+
+    local temp=$lab/kernels/.$version.$$
+    rm -rf "$temp"
+    mkdir -p "$temp"
+    unpack_packages "kernel-$version" "$temp/root" "$image" ${binary:+"$binary"}
+
+    local vmlinuz
+    vmlinuz=$(find "$temp/root" \( -path '*/boot/vmlinuz-*' -o -path '*/lib/modules/*/vmlinu[xz]' \) -type f | head -n 1)
+    [[ -n $vmlinuz ]] || die "$image holds no kernel"
+    mv "$vmlinuz" "$temp/vmlinuz"
+    mkdir "$temp/modules"
+    find "$temp/root" -name '*.ko*' -type f | grep -E "$modules_kept" |
+        xargs -r -I{} mv {} "$temp/modules/"
+    find "$temp/modules" -name '*.xz' -exec unxz {} +
+    rm -rf "$temp/root"
+    echo "${image#linux-image-}" > "$temp/release"
+
+    rm -rf "$home"
+    mv "$temp" "$home"
+    close_suites "kernel-$version"
+    say "kernel $version is $(<"$home/release")"
+}
+
+# ---- QEMU ------------------------------------------------------------------
+
+# QEMU 10.0 unpacked into the lab, beside the machine's own. Shared libraries
+# that the machine lacks, or has too old, are unpacked with it.
+need_qemu_10_0() {
+    local home=$lab/qemu-10.0 name=qemu-10.0
+    "$home/qemu-10.0" --version >/dev/null 2>&1 && return
+    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates bookworm-backports
+
+    # QEMU and its firmware must be the lab's own. Of what an installation would
+    # bring besides, only the shared libraries matter to a private folder.
+    local own=(qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu) libraries
+    mapfile -t libraries < <(
+        apt_in "$name" apt-get install -s -t bookworm-backports "${own[@]}" |
+        sed -nE 's/^Inst (lib[^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
+
+    local temp=$lab/.qemu-10.0.$$
+    rm -rf "$temp"
+    unpack_packages "$name" "$temp/root" -t bookworm-backports "${own[@]}" "${libraries[@]}"
+    write_qemu_wrapper "$temp/qemu-10.0"
+    "$temp/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 does not run"
+
+    rm -rf "$home"
+    mv "$temp" "$home"
+    close_suites "$name"
+    say "$("$home/qemu-10.0" --version | head -n 1)"
+}
+
+write_qemu_wrapper() {
+    # The wrapper is found by its own place, so the lab may be moved. `exec`
+    # makes the real binary the process, as with a QEMU installed by a package.
+    cat > "$1" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/root
+libraries=$root/usr/lib/x86_64-linux-gnu
+# QEMU looks for its loadable devices where a package would have put them.
+export QEMU_MODULE_DIR="$libraries/qemu"
+if ls "$libraries"/*.so.* >/dev/null 2>&1; then
+    export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+fi
+exec "$root/usr/bin/qemu-system-x86_64" \
+    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" "$@"
+WRAPPER
+    chmod +x "$1"
+}
+
+# ---- initramfs -------------------------------------------------------------
+
+# One initramfs for every kernel: a busybox, selfcheck and the /init that
+# starts it. Uncompressed, because unpacking costs seconds under emulation.
+need_initramfs() {
+    local guests=$source_dir/tests/guests sources
+    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./init "$(command -v busybox)" \
+                  "$source_dir/scripts/lab.sh" | sha256sum)
+    [[ -f $lab/initramfs.cpio && -f $lab/initramfs.sources &&
+       $(<"$lab/initramfs.sources") == "$sources" ]] && return
+
+    local temp=$lab/.initramfs.$$
+    rm -rf "$temp"
+    mkdir -p "$temp/root"/{bin,dev,proc,sys,tmp,cache}
+    # -fno-tree-vectorize: plain 8-byte moves are the fastest under emulation.
+    gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
+        -o "$temp/root/bin/selfcheck" "$guests"/*.c
+    cp "$(command -v busybox)" "$temp/root/bin/busybox"
+    ln -s busybox "$temp/root/bin/sh"
+    install -m 755 "$guests/init" "$temp/root/init"
+    (cd "$temp/root" && find . | LC_ALL=C sort |
+        cpio --quiet -o -H newc -R 0:0 --reproducible > "$temp/initramfs.cpio")
+    rm -f "$lab/initramfs.sources"
+    mv "$temp/initramfs.cpio" "$lab/initramfs.cpio"
+    echo "$sources" > "$lab/initramfs.sources"
+    rm -rf "$temp"
+    say "initramfs built"
+}
+
+# ---- main ------------------------------------------------------------------
+
+(( $# )) || { usage; exit 2; }
+mkdir -p "$lab/kernels"
+# One filler at a time: two test runs may start together.
+exec 9> "$lab/.lock"
+flock 9
+
+for what in "$@"; do
+    case $what in
+        base)          need_kernel 6.1 bookworm; need_initramfs ;;
+        all)           need_kernel 6.1 bookworm; need_initramfs
+                       need_kernel 6.12 bookworm-backports; need_qemu_10_0 ;;
+        initramfs)     need_initramfs ;;
+        kernel-6.1)    need_kernel 6.1 bookworm ;;
+        kernel-6.12)   need_kernel 6.12 bookworm-backports ;;
+        kernel-5.10)   need_kernel 5.10 bullseye ;;
+        kernel-newest) need_kernel newest trixie-backports ;;
+        qemu-10.0)     need_qemu_10_0 ;;
+        path)          echo "$lab" ;;
+        -h|--help)     usage ;;
+        *)             usage >&2; exit 2 ;;
+    esac
+done

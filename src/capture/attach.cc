@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/capture/attach.h"
+
+namespace vmsieve {
+
+Result<AttachedVm> attach(const VmAddress& address) {
+  AttachedVm vm;
+  vm.process = address.process;
+  VMSIEVE_ASSIGN(vm.qmp, QmpClient::connect(address.qmp_path));
+  const auto peer = vm.qmp->peer_pid();
+  // A socket handed down by a supervisor shows the supervisor's pid: only a QEMU that is somebody
+  // else's is a reason to stop.
+  if (peer.ok() && *peer != vm.process.pid) {
+    if (auto other = read_qemu_process(*peer); other.ok()) {
+      return make_error(ErrorKind::kNotFound, "the monitor {} belongs to process {}, not to process {}",
+                        address.qmp_path, *peer, vm.process.pid);
+    }
+  }
+  VMSIEVE_ASSIGN(RamLayout layout, read_ram_layout(*vm.qmp, vm.process.pid));
+  VMSIEVE_ASSIGN(vm.memory, LiveMemory::open(vm.process.pid, std::move(layout)));
+  return vm;
+}
+
+bool is_peer_failure(const Error& error) {
+  switch (error.kind()) {
+    case ErrorKind::kVanished:
+    case ErrorKind::kTimeout:
+    case ErrorKind::kRefused:
+    case ErrorKind::kPermission:
+    case ErrorKind::kIo: return true;
+    default: return false;
+  }
+}
+
+Result<KernelSearch> search_kernel(AttachedVm& vm) {
+  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
+  auto kernel = find_linux_kernel(*vm.memory, vcpus);
+  if (!kernel) {
+    if (is_peer_failure(kernel.error())) return kernel.error();
+    return KernelSearch{std::nullopt, kernel.error().message()};
+  }
+  return KernelSearch{std::move(*kernel), ""};
+}
+
+Result<FreePages> classify(AttachedVm& vm, const LinuxKernel& kernel, unsigned threads) {
+  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
+  VMSIEVE_TRY(kernel.prove_live(*vm.memory, vcpus));
+  return find_free_pages(*vm.memory, kernel, threads);
+}
+
+}  // namespace vmsieve

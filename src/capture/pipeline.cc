@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/capture/pipeline.h"
+
+#include <sys/mman.h>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+namespace vmsieve {
+
+Result<std::unique_ptr<BufferPool>> BufferPool::make(u64 count, u64 bytes) {
+  void* memory = ::mmap(nullptr, count * bytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED)
+    return errno_error(errno, fmt::format("cannot map {} bytes of buffers", count * bytes));
+  // Huge pages make the prefault 10 times cheaper where the host gives them; no matter if not.
+  ::madvise(memory, count * bytes, MADV_HUGEPAGE);
+  return std::unique_ptr<BufferPool>(new BufferPool(static_cast<std::byte*>(memory), count, bytes));
+}
+
+BufferPool::BufferPool(std::byte* memory, u64 count, u64 bytes)
+    : memory_(memory), count_(count), bytes_(bytes) {
+  free_.reserve(count);
+  // Taken from the back: the first buffers come first, those that prefault() made resident.
+  for (u64 i = count; i > 0; --i) free_.push_back(memory_ + (i - 1) * bytes_);
+}
+
+BufferPool::~BufferPool() { ::munmap(memory_, count_ * bytes_); }
+
+void BufferPool::prefault(u64 bytes) {
+  const u64 size = std::min(round_up(bytes, bytes_), count_ * bytes_);
+  for (u64 offset = 0; offset < size; offset += kPageSize) memory_[offset] = std::byte{0};
+}
+
+std::byte* BufferPool::try_acquire() {
+  const std::lock_guard lock(mutex_);
+  if (closed_ || free_.empty()) return nullptr;
+  std::byte* buffer = free_.back();
+  free_.pop_back();
+  return buffer;
+}
+
+std::byte* BufferPool::acquire() {
+  std::unique_lock lock(mutex_);
+  released_.wait(lock, [&] { return closed_ || !free_.empty(); });
+  if (closed_) return nullptr;
+  std::byte* buffer = free_.back();
+  free_.pop_back();
+  return buffer;
+}
+
+void BufferPool::release(std::byte* buffer) {
+  const std::lock_guard lock(mutex_);
+  free_.push_back(buffer);
+  released_.notify_one();
+}
+
+void BufferPool::close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  released_.notify_all();
+}
+
+std::vector<PageRun> sort_pages(const Chunk& chunk, std::byte* buffer, u64& data_pages) {
+  std::vector<PageRun> runs;
+  data_pages = 0;
+  const std::byte* from = buffer;
+  for (const BlockPages& source : chunk.runs) {
+    for (u64 i = 0; i < source.pages; ++i, from += kPageSize) {
+      const u64 page = source.first_page + i;
+      const auto fill = uniform_byte({from, kPageSize});
+      PageRun run{.first_page = page,
+                  .pages = 1,
+                  .kind = fill ? RunKind::kFill : RunKind::kData,
+                  .fill = fill.value_or(0),
+                  .page_in_frame = fill ? 0 : data_pages};
+      if (!fill) {
+        std::byte* to = buffer + data_pages * kPageSize;
+        if (to != from) std::memcpy(to, from, kPageSize);
+        ++data_pages;
+      }
+      // Within one chunk the data pages of adjoining pages adjoin in the frame as well.
+      if (!runs.empty() && runs.back().first_page + runs.back().pages == page &&
+          runs.back().kind == run.kind && runs.back().fill == run.fill) {
+        ++runs.back().pages;
+      } else {
+        runs.push_back(run);
+      }
+    }
+  }
+  return runs;
+}
+
+Result<std::unique_ptr<CapturePipeline>> CapturePipeline::make(MemoryObjectWriter& writer, std::size_t blocks,
+                                                               const Options& options) {
+  VMSIEVE_CHECK(options.threads > 0 && options.chunk_pages > 0 &&
+                options.chunk_pages * kPageSize <= kMaxFrameBytes);
+  const u64 chunk_bytes = options.chunk_pages * kPageSize;
+  // Two buffers a worker at the least, or reading and encoding would take turns.
+  const u64 buffers = std::max<u64>(options.buffer_bytes / chunk_bytes, 2 * options.threads);
+  VMSIEVE_ASSIGN(auto pool, BufferPool::make(buffers, chunk_bytes));
+  return std::unique_ptr<CapturePipeline>(
+      new CapturePipeline(writer, blocks, options, std::move(pool), buffers));
+}
+
+CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks, const Options& options,
+                                 std::unique_ptr<BufferPool> pool, u64 pool_buffers)
+    : writer_(writer),
+      options_(options),
+      pool_(std::move(pool)),
+      pool_bytes_(pool_buffers * options.chunk_pages * kPageSize),
+      filled_(pool_buffers),
+      encoded_(2 * options.threads) {
+  outcome_.runs.resize(blocks);
+  for (unsigned i = 0; i < options_.threads; ++i) workers_.emplace_back([this] { work(); });
+  writing_ = std::thread([this] { write(); });
+}
+
+CapturePipeline::~CapturePipeline() {
+  if (writing_.joinable()) {
+    fail(Error(ErrorKind::kIo, "the save was abandoned"));
+    join();
+  }
+}
+
+std::byte* CapturePipeline::acquire() {
+  if (failed()) return nullptr;
+  if (std::byte* buffer = pool_->try_acquire()) return buffer;
+  open_gate();
+  return pool_->acquire();
+}
+
+void CapturePipeline::submit(Chunk chunk, std::byte* buffer) { filled_.push({std::move(chunk), buffer}); }
+
+void CapturePipeline::open_gate() {
+  const std::lock_guard lock(gate_mutex_);
+  gate_open_ = true;
+  gate_opened_.notify_all();
+}
+
+void CapturePipeline::fail(const Error& error) {
+  {
+    const std::lock_guard lock(error_mutex_);
+    if (!error_) error_ = error;
+  }
+  failed_ = true;
+  pool_->close();
+  filled_.close();
+  encoded_.close();
+  open_gate();
+}
+
+void CapturePipeline::work() {
+  {
+    std::unique_lock lock(gate_mutex_);
+    gate_opened_.wait(lock, [&] { return gate_open_; });
+  }
+  FrameEncoder encoder(options_.compression);
+  while (auto filled = filled_.pop()) {
+    if (failed()) break;
+    Encoded encoded;
+    encoded.block = filled->chunk.block;
+    u64 data_pages = 0;
+    encoded.runs = sort_pages(filled->chunk, filled->buffer, data_pages);
+    if (data_pages > 0) {
+      encoded.frame = encoder.encode({filled->buffer, data_pages * kPageSize}, encoded.bytes);
+    }
+    pool_->release(filled->buffer);
+    done_pages_ += filled->chunk.pages;
+    if (!encoded_.push(std::move(encoded))) break;
+  }
+}
+
+void CapturePipeline::write() {
+  while (auto encoded = encoded_.pop()) {
+    if (failed()) return;
+    u64 frame_index = 0;
+    if (!encoded->bytes.empty()) {
+      auto added = writer_.add_frame(encoded->frame, encoded->bytes);
+      if (!added) {
+        fail(added.error());
+        return;
+      }
+      frame_index = *added;
+    }
+    for (PageRun& run : encoded->runs) {
+      if (run.kind == RunKind::kData) {
+        run.frame = frame_index;
+        outcome_.counts.saved += run.pages;
+      } else {
+        (run.fill == 0 ? outcome_.counts.zero : outcome_.counts.fill) += run.pages;
+      }
+      outcome_.runs[encoded->block].push_back(run);
+    }
+  }
+}
+
+void CapturePipeline::join() {
+  open_gate();
+  filled_.close();
+  for (std::thread& worker : workers_) worker.join();
+  encoded_.close();
+  writing_.join();
+}
+
+Result<CapturePipeline::Outcome> CapturePipeline::finish() {
+  join();
+  const std::lock_guard lock(error_mutex_);
+  if (error_) return *error_;
+  return std::move(outcome_);
+}
+
+}  // namespace vmsieve

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "vmsieve/base/queue.h"
+#include "vmsieve/base/result.h"
+#include "vmsieve/capture/page_plan.h"
+#include "vmsieve/image/frame_codec.h"
+#include "vmsieve/image/manifest.h"
+#include "vmsieve/store/memory_writer.h"
+
+namespace vmsieve {
+
+/// A bounded number of equal buffers. The guest's pause ends as soon as its pages are in here, so
+/// the pool's size is what bounds this program's memory.
+class BufferPool {
+ public:
+  /// `count` buffers of `bytes` each; address space only, until it is used or prefault() is called.
+  static Result<std::unique_ptr<BufferPool>> make(u64 count, u64 bytes);
+  ~BufferPool();
+  BufferPool(const BufferPool&) = delete;
+  BufferPool& operator=(const BufferPool&) = delete;
+
+  /// Makes the first `bytes` of the pool resident, so that the pause does not pay for page faults.
+  void prefault(u64 bytes);
+  /// A buffer, or nullptr when none is free now.
+  std::byte* try_acquire();
+  /// Waits for one; nullptr after close().
+  std::byte* acquire();
+  void release(std::byte* buffer);
+  void close();
+  u64 buffer_bytes() const { return bytes_; }
+
+ private:
+  BufferPool(std::byte* memory, u64 count, u64 bytes);
+
+  std::byte* const memory_;
+  const u64 count_;
+  const u64 bytes_;
+  std::mutex mutex_;
+  std::condition_variable released_;
+  std::vector<std::byte*> free_;
+  bool closed_ = false;
+};
+
+/// Pages on their way from the guest to the store: chunks are submitted by the readers, looked at
+/// and encoded by `threads` workers, and written by one more thread.
+///
+/// The workers wait at a gate until the pool runs dry or the readers are done: while the guest is
+/// stopped all cores read.
+class CapturePipeline {
+ public:
+  struct Options {
+    Compression compression;
+    unsigned threads = 1;
+    u64 buffer_bytes = 256 * kMiB;
+    u64 chunk_pages = 64;
+  };
+
+  /// What became of the pages that were submitted.
+  struct Outcome {
+    std::vector<std::vector<PageRun>> runs;  ///< by block: kFill and kData, in no order
+    PageCounts counts;                       ///< zero, fill and saved only
+  };
+
+  /// `writer` must outlive the pipeline and is used by its writing thread alone until finish().
+  static Result<std::unique_ptr<CapturePipeline>> make(MemoryObjectWriter& writer, std::size_t blocks,
+                                                       const Options& options);
+  ~CapturePipeline();
+
+  void prefault(u64 bytes) { pool_->prefault(bytes); }
+  u64 chunk_pages() const { return options_.chunk_pages; }
+  u64 pool_bytes() const { return pool_bytes_; }
+
+  /// Waits for a buffer of chunk_pages() pages; nullptr when the pipeline has failed.
+  std::byte* acquire();
+  /// Hands over a chunk with its pages' bytes, one behind the other, in a buffer from acquire().
+  void submit(Chunk chunk, std::byte* buffer);
+  /// Gives back a buffer that was not submitted.
+  void cancel(std::byte* buffer) { pool_->release(buffer); }
+  /// Lets the workers begin.
+  void open_gate();
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  /// Pages that were encoded so far.
+  u64 done_pages() const { return done_pages_.load(std::memory_order_relaxed); }
+
+  /// Waits until all that was submitted is with the writer; the first error, if there was one.
+  /// Nothing may be submitted afterwards.
+  Result<Outcome> finish();
+
+ private:
+  struct Filled {
+    Chunk chunk;
+    std::byte* buffer = nullptr;
+  };
+  struct Encoded {
+    u32 block = 0;
+    std::vector<PageRun> runs;  ///< kData runs with page_in_frame set, frame not yet
+    Frame frame;
+    std::vector<std::byte> bytes;  ///< empty when no page needs a frame
+  };
+
+  CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks, const Options& options,
+                  std::unique_ptr<BufferPool> pool, u64 pool_buffers);
+  void work();
+  void write();
+  void fail(const Error& error);
+  void join();
+
+  MemoryObjectWriter& writer_;
+  const Options options_;
+  std::unique_ptr<BufferPool> pool_;
+  const u64 pool_bytes_;
+  BoundedQueue<Filled> filled_;
+  BoundedQueue<Encoded> encoded_;
+
+  std::mutex gate_mutex_;
+  std::condition_variable gate_opened_;
+  bool gate_open_ = false;  // under gate_mutex_
+
+  std::mutex error_mutex_;
+  std::optional<Error> error_;  // under error_mutex_
+  std::atomic<bool> failed_ = false;
+  std::atomic<u64> done_pages_ = 0;
+
+  Outcome outcome_;  // the writing thread's until join()
+  std::vector<std::thread> workers_;
+  std::thread writing_;
+};
+
+/// Sorts the pages of `chunk` (bytes in `buffer`) into fills and data: returns the runs, moves the
+/// data pages to the front of the buffer and sets `data_pages`.
+std::vector<PageRun> sort_pages(const Chunk& chunk, std::byte* buffer, u64& data_pages);
+
+}  // namespace vmsieve

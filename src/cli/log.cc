@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+
+#include "cli.h"
+
+namespace vmsieve::cli {
+
+namespace {
+
+int log(const Common& common) {
+  const auto store = open_store(common, false);
+  if (!store) return report(store.error(), common);
+  const auto listing = (*store)->list();
+  if (!listing) return report(listing.error(), common);
+  if (common.json) {
+    Json json = {{"store", (*store)->name()}, {"checkpoints", Json::array()}, {"damaged", Json::array()}};
+    for (const Manifest& manifest : listing->checkpoints)
+      json["checkpoints"].push_back(manifest_json(manifest));
+    for (const DamagedCheckpoint& damaged : listing->damaged) {
+      json["damaged"].push_back({{"checkpoint", damaged.id}, {"message", damaged.error.message()}});
+    }
+    print_json(json);
+  } else {
+    std::vector<std::vector<std::string>> rows = {
+        {"CHECKPOINT", "VM", "CREATED", "MODE", "PAUSE", "STORED", "RAM", "KERNEL"}};
+    for (const Manifest& m : listing->checkpoints) {
+      rows.push_back({m.id, m.vm_name, m.created, m.mode, human_ms(m.pause_ms), human_bytes(m.stored_bytes),
+                      human_bytes(m.guest_bytes), m.introspection.used ? m.introspection.kernel : "-"});
+    }
+    std::fputs(table(rows, {4, 5, 6}).c_str(), stdout);
+    for (const DamagedCheckpoint& damaged : listing->damaged) {
+      warn(fmt::format("checkpoint {} cannot be used: {}", damaged.id, damaged.error.message()), common);
+    }
+  }
+  return listing->damaged.empty() ? kExitOk : kExitDamaged;
+}
+
+}  // namespace
+
+void add_log(CLI::App& app, int& status) {
+  auto common = std::make_shared<Common>();
+  CLI::App* command = app.add_subcommand("log", "list the checkpoints in the store, oldest first");
+  add_common(*command, common, true);
+  command->callback([common, &status] { status = log(*common); });
+}
+
+}  // namespace vmsieve::cli

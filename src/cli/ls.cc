@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+
+#include "cli.h"
+#include "vmsieve/capture/inspect.h"
+#include "vmsieve/qemu/process.h"
+
+namespace vmsieve::cli {
+
+namespace {
+
+int list_vms(const Common& common) {
+  const auto processes = list_qemu_processes();
+  if (!processes) return report(processes.error(), common);
+  std::vector<std::vector<std::string>> rows = {
+      {"NAME", "PID", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "MONITOR"}};
+  Json vms = Json::array();
+  for (const QemuProcess& process : *processes) {
+    const std::string qmp = process.qmp_paths.empty() ? "" : process.qmp_paths.front();
+    Json vm = {{"name", process.name}, {"pid", process.pid}, {"qmp", qmp}};
+    Result<Inspection> seen =
+        qmp.empty()
+            ? Result<Inspection>(Error(ErrorKind::kUnsupported, "it has no QMP monitor on a UNIX socket"))
+            : inspect_vm({process, qmp}, 0);
+    if (seen) {
+      vm.update({{"total_bytes", seen->total_bytes},
+                 {"used_bytes", seen->used_bytes},
+                 {"free_bytes", seen->free_bytes},
+                 {"accelerator", seen->accelerator},
+                 {"kernel", seen->kernel},
+                 {"reason", seen->reason}});
+      rows.push_back({process.name, std::to_string(process.pid), human_bytes(seen->total_bytes),
+                      human_bytes(seen->used_bytes), human_bytes(seen->free_bytes), seen->accelerator,
+                      seen->kernel.empty() ? "-" : seen->kernel, qmp});
+    } else {
+      vm["reason"] = seen.error().message();
+      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-",
+                      fmt::format("- ({})", seen.error().message())});
+    }
+    vms.push_back(std::move(vm));
+  }
+  if (common.json) {
+    print_json({{"vms", std::move(vms)}});
+  } else if (processes->empty()) {
+    std::puts("no QEMU is running that this user can see");
+  } else {
+    std::fputs(table(rows, {1, 2, 3, 4}).c_str(), stdout);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_ls(CLI::App& app, int& status) {
+  auto common = std::make_shared<Common>();
+  CLI::App* command = app.add_subcommand("ls", "list the VMs that can be seen, with what their guests use");
+  add_common(*command, common, false);
+  command->callback([common, &status] { status = list_vms(*common); });
+}
+
+}  // namespace vmsieve::cli

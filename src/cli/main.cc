@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <csignal>
+
+#include <CLI/CLI.hpp>
+
+#include "cli.h"
+#include "vmsieve_version.h"
+
+int main(int argc, char** argv) {
+  using namespace vmsieve::cli;
+  // A reader of our output that goes away must not kill us in the middle of a pause.
+  std::signal(SIGPIPE, SIG_IGN);
+  CLI::App app{
+      "Checkpoints and restores QEMU/KVM virtual machines by what they really use.\n"
+      "VM is a QMP socket's path, pid:N, or a QEMU -name. CHECKPOINT is an id, a unique prefix of\n"
+      "one, or VMNAME@latest."};
+  app.name("vmsieve");
+  app.set_version_flag("--version", "vmsieve " VMSIEVE_VERSION);
+  app.require_subcommand(1);
+  app.failure_message(CLI::FailureMessage::simple);
+  app.footer("`vmsieve COMMAND --help` tells a command's options and exit codes.");
+  int status = kExitOk;
+  add_ls(app, status);
+  add_inspect(app, status);
+  add_save(app, status);
+  add_restore(app, status);
+  add_log(app, status);
+  add_show(app, status);
+  add_verify(app, status);
+  add_rm(app, status);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+  }
+  return status;
+}

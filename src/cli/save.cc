@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/capture/save.h"
+
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+
+#include "cli.h"
+
+namespace vmsieve::cli {
+
+namespace {
+
+struct Options {
+  std::string vm;
+  std::string compress = "zstd";
+  bool paused = false;
+  bool full = false;
+  bool no_introspection = false;
+  unsigned threads = 0;
+  u64 buffer_mib = 256;
+};
+
+void print_report(const SaveReport& saved, const Store& store) {
+  const Manifest& m = saved.manifest;
+  const auto pages = [](u64 count) { return human_bytes(count * kPageSize); };
+  fmt::print("checkpoint {} of {} in {}\n", m.id,
+             m.vm_name.empty() ? "pid " + std::to_string(m.vm_pid) : m.vm_name, store.name());
+  fmt::print("guest stopped {} of {} in all\n", human_ms(m.pause_ms), human_ms(m.total_ms));
+  fmt::print("stored {} of {} of guest memory: free {}, zero {}, saved {}\n", human_bytes(m.stored_bytes),
+             human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero + m.pages.fill),
+             pages(m.pages.saved));
+  if (m.introspection.used) {
+    fmt::print("kernel Linux {}\n", m.introspection.kernel);
+    if (!m.introspection.reason.empty()) fmt::print("saved in full in part: {}\n", m.introspection.reason);
+  } else {
+    fmt::print("saved in full: {}\n", m.introspection.reason);
+  }
+}
+
+int save(const Options& options, const Common& common) {
+  const auto compression = Compression::parse(options.compress);
+  if (!compression) return report(compression.error(), common);
+  const auto address = resolve_vm(options.vm);
+  if (!address) return report(address.error(), common);
+  const auto store = open_store(common, true);
+  if (!store) return report(store.error(), common);
+  const auto saved = save_paused(*address, **store,
+                                 {.compression = *compression,
+                                  .introspection = !options.no_introspection,
+                                  .threads = options.threads,
+                                  .buffer_bytes = options.buffer_mib * kMiB},
+                                 progress_bar(common));
+  if (!saved) return report(saved.error(), common);
+  end_progress(common);
+  for (const std::string& warning : saved->warnings) warn(warning, common);
+  if (!common.json) {
+    print_report(*saved, **store);
+    return kExitOk;
+  }
+  Json json = manifest_json(saved->manifest);
+  json["store"] = (*store)->name();
+  json["pause"] = {{"stop_ms", saved->pause.stop_ms},     {"classify_ms", saved->pause.classify_ms},
+                   {"device_ms", saved->pause.device_ms}, {"plan_ms", saved->pause.plan_ms},
+                   {"read_ms", saved->pause.read_ms},     {"resume_ms", saved->pause.resume_ms}};
+  json["warnings"] = saved->warnings;
+  print_json(json);
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_save(CLI::App& app, int& status) {
+  auto common = std::make_shared<Common>();
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("save", "take a checkpoint of a running VM");
+  command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
+  command->add_flag("--paused", options->paused,
+                    "stop the guest until its memory is read out (the only mode yet)");
+  command->add_flag("--full", options->full, "a checkpoint that needs no other (the only kind yet)");
+  command->add_option("--compress", options->compress, "none, lz4, zstd or zstd:LEVEL (1 to 19)")
+      ->capture_default_str();
+  command->add_flag("--no-introspection", options->no_introspection, "save every page, free or not");
+  command->add_option("--threads", options->threads, "threads (default: one for each core)")
+      ->check(CLI::Range(1U, 256U));
+  command->add_option("--buffer-mib", options->buffer_mib, "MiB of guest pages held in memory at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, 1048576U));
+  add_common(*command, common, true);
+  command->callback([common, options, &status] { status = save(*options, *common); });
+}
+
+}  // namespace vmsieve::cli

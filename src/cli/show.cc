@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cstdio>
+
+#include <CLI/CLI.hpp>
+
+#include "cli.h"
+#include "vmsieve/store/checkpoint_reader.h"
+
+namespace vmsieve::cli {
+
+namespace {
+
+struct ShownRun {
+  u64 first_pfn = 0;
+  u64 count = 0;
+  std::string_view name;
+};
+
+std::string_view class_name(const PageRun& run) {
+  switch (run.kind) {
+    case RunKind::kFree: return "free";
+    case RunKind::kFill: return run.fill == 0 ? "zero" : "fill";
+    case RunKind::kData: return "saved";
+  }
+  return "unknown";
+}
+
+/// What the index says of every page frame that the guest saw as RAM.
+std::vector<ShownRun> runs_by_pfn(const Manifest& manifest, const MemoryIndex& index) {
+  std::vector<ShownRun> shown;
+  for (const MappingRecord& mapping : manifest.mappings) {
+    const u64 map_first = mapping.block_offset >> kPageShift;
+    const u64 map_end = map_first + (mapping.bytes >> kPageShift);
+    const u64 base_pfn = mapping.address >> kPageShift;
+    for (const PageRun& run : index.blocks[mapping.block].runs) {
+      const u64 first = std::max(run.first_page, map_first);
+      const u64 end = std::min(run.first_page + run.pages, map_end);
+      if (first >= end) continue;
+      const u64 pfn = base_pfn + (first - map_first);
+      ShownRun* last = shown.empty() ? nullptr : &shown.back();
+      if (last != nullptr && last->name == class_name(run) && last->first_pfn + last->count == pfn) {
+        last->count += end - first;
+      } else {
+        shown.push_back({pfn, end - first, class_name(run)});
+      }
+    }
+  }
+  return shown;
+}
+
+void print_text(const Manifest& m) {
+  const auto pages = [](u64 count) { return human_bytes(count * kPageSize); };
+  std::vector<std::vector<std::string>> rows = {
+      {"checkpoint", m.id},
+      {"created", m.created},
+      {"VM", m.vm_name.empty() ? "unnamed" : m.vm_name},
+      {"machine", fmt::format("{}, {} vCPUs, {}", m.machine_type, m.vcpus, m.accelerator)},
+      {"QEMU", fmt::format("{} ({})", m.qemu_version, m.qemu_executable)},
+      {"guest", m.was_running ? "was running" : "was stopped"},
+      {"mode", m.mode},
+      {"pause", human_ms(m.pause_ms)},
+      {"total", human_ms(m.total_ms)},
+      {"stored", fmt::format("{} ({})", human_bytes(m.stored_bytes), m.compression)},
+      {"memory", human_bytes(m.guest_bytes)},
+      {"  free", pages(m.pages.free)},
+      {"  zero", pages(m.pages.zero)},
+      {"  fill", pages(m.pages.fill)},
+      {"  saved", pages(m.pages.saved)},
+      {"kernel", m.introspection.kernel.empty() ? "none found" : "Linux " + m.introspection.kernel},
+  };
+  if (!m.introspection.reason.empty()) {
+    rows.push_back({m.introspection.used ? "in part" : "in full", m.introspection.reason});
+  }
+  for (const DiskRecord& disk : m.writable_disks) {
+    rows.push_back({"not included", fmt::format("disk {} ({})", disk.device, disk.file)});
+  }
+  std::fputs(table(rows, {}).c_str(), stdout);
+  std::fputs("command line\n ", stdout);
+  for (const std::string& argument : m.command_line) fmt::print(" {}", argument);
+  std::puts("");
+}
+
+int show(const std::string& name, bool pages, const Common& common) {
+  const auto store = open_store(common, false);
+  if (!store) return report(store.error(), common);
+  const auto id = (*store)->resolve(name);
+  if (!id) return report(id.error(), common);
+  const auto reader = CheckpointReader::open(**store, *id);
+  if (!reader) return report(reader.error(), common);
+  const Manifest& manifest = (*reader)->manifest();
+  std::vector<ShownRun> runs;
+  if (pages) runs = runs_by_pfn(manifest, (*reader)->index());
+  if (common.json) {
+    Json json = manifest_json(manifest);
+    json["command_line"] = manifest.command_line;
+    json["blocks"] = Json::array();
+    for (const BlockRecord& block : manifest.blocks) {
+      json["blocks"].push_back(
+          {{"name", block.name}, {"bytes", block.used_bytes}, {"guest_ram", block.guest_ram}});
+    }
+    if (pages) {
+      json["runs"] = Json::array();
+      for (const ShownRun& run : runs) {
+        json["runs"].push_back({{"first_pfn", run.first_pfn}, {"count", run.count}, {"class", run.name}});
+      }
+    }
+    print_json(json);
+    return kExitOk;
+  }
+  print_text(manifest);
+  if (pages) {
+    std::vector<std::vector<std::string>> rows = {{"FIRST PFN", "PAGES", "CLASS"}};
+    for (const ShownRun& run : runs) {
+      rows.push_back({fmt::format("{:#x}", run.first_pfn), std::to_string(run.count), std::string(run.name)});
+    }
+    std::fputs(table(rows, {0, 1}).c_str(), stdout);
+  }
+  return kExitOk;
+}
+
+}  // namespace
+
+void add_show(CLI::App& app, int& status) {
+  struct Options {
+    std::string name;
+    bool pages = false;
+  };
+  auto common = std::make_shared<Common>();
+  auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("show", "show one checkpoint in detail");
+  command->add_option("CHECKPOINT", options->name, "id, unique prefix, or VMNAME@latest")->required();
+  command->add_flag("--pages", options->pages, "list every run of page frames with its class");
+  add_common(*command, common, true);
+  command->callback([common, options, &status] { status = show(options->name, options->pages, *common); });
+}
+
+}  // namespace vmsieve::cli

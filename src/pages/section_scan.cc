@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/pages/section_scan.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <mutex>
+#include <optional>
+
+#include "vmsieve/guest/workers.h"
+
+namespace vmsieve {
+namespace {
+
+// Struct pages are read so many bytes at a time: enough that the system call does not count, few
+// enough that they are still in the second-level cache when they are looked at.
+constexpr u64 kChunkBytes = 256 * kKiB;
+
+// Hands out the bytes of extents in order, however they are cut.
+class ExtentReader {
+ public:
+  ExtentReader(const GuestMemory& memory, std::span<const PhysicalExtent> extents)
+      : memory_(memory), extents_(extents) {}
+
+  Result<void> read(std::span<std::byte> out) {
+    while (!out.empty()) {
+      const PhysicalExtent& extent = extents_.front();
+      const u64 piece = std::min<u64>(out.size(), extent.bytes - used_);
+      VMSIEVE_TRY(memory_.read(extent.address + used_, out.first(piece)));
+      out = out.subspan(piece);
+      used_ += piece;
+      if (used_ == extent.bytes) {
+        extents_ = extents_.subspan(1);
+        used_ = 0;
+      }
+    }
+    return {};
+  }
+
+ private:
+  const GuestMemory& memory_;
+  std::span<const PhysicalExtent> extents_;  // together as long as all that is read
+  u64 used_ = 0;                             // bytes of the first one
+};
+
+class Scanner {
+ public:
+  Scanner(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout,
+          const std::vector<MemorySection>& sections)
+      : memory_(memory), tables_(tables), layout_(layout), sections_(sections), results_(sections.size()) {
+    // A power of two of pages, so that chunks divide a section, and no shorter than a block.
+    chunk_pages_ = std::bit_floor(kChunkBytes / layout.page_bytes);
+    chunk_pages_ =
+        std::min(std::max(chunk_pages_, u64{1} << (layout.orders - 1)), layout.pages_per_section());
+  }
+
+  void work() {
+    std::vector<std::byte> buffer(chunk_pages_ * layout_.page_bytes);
+    while (!failed_) {
+      const std::size_t i = next_++;
+      if (i >= sections_.size()) return;
+      results_[i].first = sections_[i].first;
+      const auto scanned = scan_section(sections_[i], buffer, results_[i].found);
+      if (scanned.ok()) {
+        keep_ram_only(results_[i]);
+      } else {
+        give_up(scanned.error(), results_[i]);
+      }
+    }
+  }
+
+  Result<std::vector<ScannedSection>> finish() && {
+    if (error_) return *error_;
+    return std::move(results_);
+  }
+
+ private:
+  Result<void> scan_section(const MemorySection& section, std::span<std::byte> buffer,
+                            SectionScan& found) const;
+  void keep_ram_only(ScannedSection& section) const;
+  void give_up(const Error& error, ScannedSection& section);
+
+  const GuestMemory& memory_;
+  PageTableRoot tables_;
+  const PageLayout& layout_;
+  const std::vector<MemorySection>& sections_;
+  u64 chunk_pages_;
+  std::atomic<std::size_t> next_ = 0;
+  std::atomic<bool> failed_ = false;
+  std::vector<ScannedSection> results_;  // each touched by the one thread that took it
+
+  std::mutex mutex_;
+  std::optional<Error> error_;  // under mutex_
+};
+
+Result<void> Scanner::scan_section(const MemorySection& section, std::span<std::byte> buffer,
+                                   SectionScan& found) const {
+  const u64 pages = layout_.pages_per_section();
+  VMSIEVE_ASSIGN(const auto extents,
+                 translate_range(memory_, tables_, section.memmap, pages * layout_.page_bytes));
+  ExtentReader reader(memory_, extents);
+  for (u64 done = 0; done < pages; done += chunk_pages_) {
+    VMSIEVE_TRY(reader.read(buffer));
+    scan_struct_pages(layout_, buffer, done, found);
+  }
+  return {};
+}
+
+void Scanner::give_up(const Error& error, ScannedSection& section) {
+  section.found = {};
+  if (error.kind() == ErrorKind::kNotFound || error.kind() == ErrorKind::kDamaged) {
+    section.unreadable = fmt::format("the page structures of the memory section at {:#x} cannot be read: {}",
+                                     section.first.address().value, error.message());
+    return;
+  }
+  const std::lock_guard lock(mutex_);
+  if (!error_) error_ = error.with_context("reading the guest's page structures");
+  failed_ = true;
+}
+
+// Counts the section's RAM, and turns blocks that are not wholly RAM into malformed ones.
+void Scanner::keep_ram_only(ScannedSection& section) const {
+  const auto ram = memory_.ram();
+  const u64 first = section.first.value;
+  const u64 end = first + layout_.pages_per_section();
+  auto range =
+      std::partition_point(ram.begin(), ram.end(), [&](const PfnRange& r) { return r.end() <= first; });
+  for (auto r = range; r != ram.end() && r->first.value < end; ++r) {
+    section.ram_pages += std::min(r->end(), end) - std::max(r->first.value, first);
+  }
+  if (section.ram_pages == layout_.pages_per_section()) return;
+  const auto not_ram = [&](const ScannedBlock& block) {
+    const u64 begin = first + block.index();
+    while (range != ram.end() && range->end() <= begin) ++range;
+    if (range != ram.end() && range->first.value <= begin &&
+        begin + (u64{1} << block.order()) <= range->end()) {
+      return false;
+    }
+    section.found.malformed.emplace_back(block.index(), BlockFault::kNotRam);
+    return true;
+  };
+  std::erase_if(section.found.blocks, not_ram);
+}
+
+}  // namespace
+
+Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, PageTableRoot tables,
+                                                  const PageLayout& layout,
+                                                  const std::vector<MemorySection>& sections,
+                                                  unsigned threads) {
+  Scanner scanner(memory, tables, layout, sections);
+  const auto useful = static_cast<unsigned>(std::min<std::size_t>(threads, sections.size()));
+  run_workers(useful, [&scanner] { scanner.work(); });
+  return std::move(scanner).finish();
+}
+
+}  // namespace vmsieve

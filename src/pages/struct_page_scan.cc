@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/pages/struct_page_scan.h"
+
+#include <bit>
+#include <cstring>
+#include <optional>
+
+namespace vmsieve {
+namespace {
+
+constexpr u32 kNoType = ~u32{0};
+
+// The host is little-endian, as the guest is; a plain load is what the compiler can move about.
+static_assert(std::endian::native == std::endian::little);
+template <typename T>
+T load(const std::byte* at) {
+  T value;
+  std::memcpy(&value, at, sizeof value);
+  return value;
+}
+
+// STRIDE 0 stands for a size known at run time only. 64 is what every distribution's kernel has.
+template <u64 STRIDE>
+void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index, SectionScan& out) {
+  const u64 stride = STRIDE != 0 ? STRIDE : layout.page_bytes;
+  const u64 count = structs.size() / stride;
+  const std::byte* const types = structs.data() + layout.type_offset;
+  const std::byte* const refcounts = structs.data() + layout.refcount_offset;
+  const u32 buddy = layout.buddy_type;
+
+  const auto fault_of = [&](u64 i, u64 order) -> std::optional<BlockFault> {
+    if (order >= layout.orders) return BlockFault::kOrder;
+    const u64 pages = u64{1} << order;
+    if (((first_index + i) & (pages - 1)) != 0 || pages > count - i) return BlockFault::kAlignment;
+    if (load<u32>(refcounts + i * stride) != 0) return BlockFault::kHeadInUse;
+    u32 wrong = 0;
+    for (u64 k = i + 1; k < i + pages; ++k) {
+      wrong |= load<u32>(refcounts + k * stride) | (load<u32>(types + k * stride) ^ kNoType);
+    }
+    if (wrong != 0) return BlockFault::kInterior;
+    return std::nullopt;
+  };
+
+  for (u64 i = 0; i < count;) {
+    if (load<u32>(types + i * stride) != buddy) {
+      ++i;
+      continue;
+    }
+    const u64 order = load<u64>(structs.data() + i * stride + layout.private_offset);
+    if (const auto fault = fault_of(i, order)) {
+      out.malformed.emplace_back(first_index + i, *fault);
+      ++i;
+    } else {
+      out.blocks.emplace_back(first_index + i, order);
+      i += u64{1} << order;
+    }
+  }
+}
+
+}  // namespace
+
+std::string_view to_string(BlockFault fault) {
+  switch (fault) {
+    case BlockFault::kOrder: return "its order is impossible";
+    case BlockFault::kAlignment: return "it is not aligned to its length";
+    case BlockFault::kHeadInUse: return "its first page is in use";
+    case BlockFault::kInterior: return "a page inside is in use";
+    case BlockFault::kNotRam: return "part of it is not RAM";
+  }
+  return "it is malformed";
+}
+
+void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
+                       SectionScan& out) {
+  if (layout.page_bytes == 64) {
+    scan<64>(layout, structs, first_index, out);
+  } else {
+    scan<0>(layout, structs, first_index, out);
+  }
+}
+
+}  // namespace vmsieve

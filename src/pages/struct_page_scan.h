@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "vmsieve/pages/page_layout.h"
+
+namespace vmsieve {
+
+/// Why a page that is flagged as the head of a free block is not believed (check F).
+enum class BlockFault : u8 {
+  kOrder,      ///< its order is none that the allocator knows
+  kAlignment,  ///< its page frame number is no multiple of its length
+  kHeadInUse,  ///< the head has a reference count
+  kInterior,   ///< a page inside has a reference count or a type
+  kNotRam,     ///< part of it is not RAM (found by the caller)
+};
+std::string_view to_string(BlockFault fault);
+
+/// A free block, or a malformed one with its fault in place of the order: 4 bytes, since a
+/// fragmented guest has millions.
+class ScannedBlock {
+ public:
+  /// `index` is that of the head's page in its section, below 2^28; `order` is below kMaxOrders.
+  ScannedBlock(u64 index, u64 order) : packed_(static_cast<u32>(index << 4 | order)) {}
+  ScannedBlock(u64 index, BlockFault fault) : ScannedBlock(index, static_cast<u64>(fault)) {}
+
+  u64 index() const { return packed_ >> 4; }
+  u64 order() const { return packed_ & 0xf; }
+  BlockFault fault() const { return static_cast<BlockFault>(packed_ & 0xf); }
+
+ private:
+  u32 packed_;
+};
+static_assert(kMaxOrders <= 16);
+
+struct SectionScan {
+  std::vector<ScannedBlock> blocks;  ///< ascending, not overlapping, aligned, whole
+  std::vector<ScannedBlock> malformed;
+};
+
+/// Finds the free blocks among struct pages and appends them to `out`.
+///
+/// `structs` holds whole struct pages, the first for page `first_index` of its section, their number
+/// and `first_index` multiples of the longest block, so that no block crosses the end. Each struct
+/// page is touched once, at one cache line; this loop is what the guest's pause pays for.
+///
+/// A block is one whose head carries the free flag with a possible order at an aligned index, and
+/// whose pages all have reference count 0 and, the head apart, no type. After a malformed head the
+/// scan goes on with the very next page.
+void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
+                       SectionScan& out);
+
+}  // namespace vmsieve

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/qemu/machine.h"
+
+#include "vmsieve/qemu/monitor_text.h"
+
+namespace vmsieve {
+
+namespace {
+
+using Json = QmpClient::Json;
+
+Error no_sense(std::string_view command) {
+  return make_error(ErrorKind::kDamaged, "QEMU's answer to {} lacks what it must hold", command);
+}
+
+}  // namespace
+
+Result<std::vector<VcpuState>> read_vcpus(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const std::string text, qmp.human("info registers -a"));
+  return parse_info_registers(text);
+}
+
+Result<std::string> read_machine_type(QmpClient& qmp) {
+  constexpr std::string_view kSuffix = "-machine";
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("qom-get", Json{{"path", "/machine"}, {"property", "type"}}));
+  if (!reply.is_string()) return no_sense("qom-get /machine type");
+  std::string type = reply.get<std::string>();
+  if (type.ends_with(kSuffix)) type.resize(type.size() - kSuffix.size());
+  return type;
+}
+
+Result<RunState> read_run_state(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("query-status"));
+  RunState state{json_true(reply, "running"), json_string(reply, "status")};
+  if (state.status.empty()) return no_sense("query-status");
+  return state;
+}
+
+Result<std::string> read_accelerator(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("query-kvm"));
+  return std::string{json_true(reply, "enabled") ? "kvm" : "tcg"};
+}
+
+Result<void> check_migratable(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("query-migrate"));
+  if (!reply.is_object()) return no_sense("query-migrate");
+  const auto reasons = reply.find("blocked-reasons");
+  if (reasons == reply.end()) return {};
+  std::string text;
+  if (reasons->is_array()) {
+    for (const Json& reason : *reasons) {
+      if (reason.is_string()) text += (text.empty() ? "" : "; ") + reason.get_ref<const std::string&>();
+    }
+  }
+  if (text.empty()) return no_sense("query-migrate");
+  return make_error(ErrorKind::kRefused, "QEMU cannot save the state of this machine: {}", text);
+}
+
+Result<std::vector<WritableDisk>> read_writable_disks(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("query-block"));
+  if (!reply.is_array()) return no_sense("query-block");
+  std::vector<WritableDisk> disks;
+  for (const Json& device : reply) {
+    if (!device.is_object()) return no_sense("query-block");
+    // A drive without a medium has no "inserted".
+    const auto inserted = device.find("inserted");
+    if (inserted == device.end() || !inserted->is_object() || json_true(*inserted, "ro")) continue;
+    std::string name = json_string(device, "device");
+    if (name.empty()) name = json_string(*inserted, "node-name");
+    if (name.empty()) name = json_string(device, "qdev");
+    disks.push_back({std::move(name), json_string(*inserted, "file")});
+  }
+  return disks;
+}
+
+}  // namespace vmsieve

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/qemu/page_residency.h"
+
+#include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <memory>
+
+namespace vmsieve {
+
+namespace {
+
+// include/uapi/linux/fs.h; spelled out since the headers of older systems lack it.
+struct ScanRegion {
+  u64 start;
+  u64 end;
+  u64 categories;
+};
+struct ScanArguments {
+  u64 size;
+  u64 flags;
+  u64 start;
+  u64 end;
+  u64 walk_end;
+  u64 regions;
+  u64 region_count;
+  u64 max_pages;
+  u64 category_inverted;
+  u64 category_mask;
+  u64 category_anyof_mask;
+  u64 return_mask;
+};
+constexpr u64 kIsPresent = u64{1} << 3;
+constexpr u64 kIsSwapped = u64{1} << 4;
+constexpr u64 kIsZeroPage = u64{1} << 5;
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);
+
+// Documentation/admin-guide/mm/pagemap.rst.
+constexpr u64 kEntryPresent = u64{1} << 63;
+constexpr u64 kEntrySwapped = u64{1} << 62;
+constexpr u64 kEntriesPerRead = kMiB / sizeof(u64);
+
+}  // namespace
+
+void append_range(std::vector<ByteRange>& ranges, ByteRange range) {
+  if (range.start >= range.end) return;
+  if (!ranges.empty() && range.start <= ranges.back().end) {
+    ranges.back().end = std::max(ranges.back().end, range.end);
+  } else {
+    ranges.push_back(range);
+  }
+}
+
+Result<Pagemap> Pagemap::open(pid_t pid) {
+  auto fd = open_file(fmt::format("/proc/{}/pagemap", pid), O_RDONLY);
+  if (fd) return Pagemap{std::move(*fd)};
+  if (fd.error().kind() != ErrorKind::kNotFound) return fd.error();
+  return make_error(ErrorKind::kVanished, "process {} is gone", pid);
+}
+
+Result<std::vector<ByteRange>> Pagemap::populated(u64 start, u64 end) const {
+  auto ranges = populated_by_scan(start, end);
+  if (ranges || ranges.error().kind() != ErrorKind::kUnsupported) return ranges;
+  return populated_by_entries(start, end);
+}
+
+Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end) const {
+  std::array<ScanRegion, 1024> regions;
+  std::vector<ByteRange> ranges;
+  while (start < end) {
+    ScanArguments scan{};
+    scan.size = sizeof scan;
+    scan.start = start;
+    scan.end = end;
+    // The kernel takes the pointer as a number.
+    scan.regions = reinterpret_cast<u64>(regions.data());
+    scan.region_count = regions.size();
+    scan.category_inverted = kIsZeroPage;
+    scan.category_mask = kIsZeroPage;
+    scan.category_anyof_mask = kIsPresent | kIsSwapped;
+    scan.return_mask = kIsPresent;
+    const int n = ::ioctl(fd_.get(), kPagemapScan, &scan);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && (errno == ENOTTY || errno == EINVAL)) {
+      return make_error(ErrorKind::kUnsupported, "this kernel has no PAGEMAP_SCAN");
+    }
+    if (n < 0) return errno_error(errno, fmt::format("cannot scan the pagemap of {:#x}-{:#x}", start, end));
+    for (const ScanRegion& region : std::span{regions}.first(std::min<std::size_t>(n, regions.size()))) {
+      append_range(ranges, {std::max(region.start, start), std::min(region.end, end)});
+    }
+    if (scan.walk_end <= start) {
+      return make_error(ErrorKind::kIo, "the pagemap scan of {:#x}-{:#x} made no progress", start, end);
+    }
+    start = scan.walk_end;
+  }
+  return ranges;
+}
+
+Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end) const {
+  const u64 pages = (end - start) / kPageSize;
+  const std::unique_ptr<u64[]> entries{new u64[std::min(pages, kEntriesPerRead)]};
+  std::vector<ByteRange> ranges;
+  for (u64 page = 0; page < pages;) {
+    const u64 count = std::min(pages - page, kEntriesPerRead);
+    const std::span<u64> chunk{entries.get(), count};
+    const u64 offset = (start / kPageSize + page) * sizeof(u64);
+    VMSIEVE_TRY(pread_exact(fd_.get(), std::as_writable_bytes(chunk), offset, "pagemap"));
+    for (u64 i = 0; i < count; ++i) {
+      if ((chunk[i] & (kEntryPresent | kEntrySwapped)) == 0) continue;
+      const u64 address = start + (page + i) * kPageSize;
+      append_range(ranges, {address, address + kPageSize});
+    }
+    page += count;
+  }
+  return ranges;
+}
+
+std::optional<std::vector<ByteRange>> data_ranges(int fd, u64 start, u64 end) {
+  std::vector<ByteRange> ranges;
+  while (start < end) {
+    const off_t data = ::lseek(fd, static_cast<off_t>(start), SEEK_DATA);
+    // ENXIO: no data from here on. Anything else: the file system cannot tell.
+    if (data < 0 && errno == ENXIO) break;
+    if (data < 0) return std::nullopt;
+    if (static_cast<u64>(data) >= end) break;
+    const off_t hole = ::lseek(fd, data, SEEK_HOLE);
+    // A file that another process changes meanwhile can have lost the data again.
+    if (hole < 0 && errno != ENXIO) return std::nullopt;
+    const u64 stop = hole > data ? static_cast<u64>(hole) : static_cast<u64>(data) + kPageSize;
+    append_range(ranges, {static_cast<u64>(data), std::min(stop, end)});
+    start = stop;
+  }
+  return ranges;
+}
+
+}  // namespace vmsieve

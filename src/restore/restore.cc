@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/restore/restore.h"
+
+#include <algorithm>
+#include <memory>
+#include <thread>
+
+#include "vmsieve/base/clock.h"
+#include "vmsieve/qemu/machine.h"
+#include "vmsieve/restore/command_line.h"
+#include "vmsieve/restore/launch.h"
+#include "vmsieve/restore/preflight.h"
+#include "vmsieve/restore/qmp_place.h"
+#include "vmsieve/restore/ram_files.h"
+#include "vmsieve/store/checkpoint_reader.h"
+
+namespace vmsieve {
+
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr unsigned kMostThreads = 4;
+constexpr milliseconds kLoadTimeout{120000};
+constexpr milliseconds kPollInterval{1};
+
+Result<QemuCommandLine> build_command_line(const Manifest& manifest, const RestoreOptions& options) {
+  if (manifest.command_line.empty()) {
+    return make_error(ErrorKind::kDamaged, "checkpoint {} has no QEMU command line", manifest.id);
+  }
+  VMSIEVE_ASSIGN(QemuCommandLine line,
+                 QemuCommandLine::parse({manifest.command_line.begin() + 1, manifest.command_line.end()}));
+  line.pin_machine(manifest.machine_type);
+  line.pin_accelerator(manifest.accelerator);
+  line.strip_for_restore();
+  for (const std::string& assignment : options.set) VMSIEVE_TRY(line.set(assignment));
+
+  std::vector<std::string> arguments = line.arguments();
+  arguments.insert(arguments.end(), options.extra_arguments.begin(), options.extra_arguments.end());
+  return QemuCommandLine::parse(arguments);
+}
+
+Result<QmpPlace> claim_place(const Manifest& manifest, const RestoreOptions& options) {
+  if (options.qmp_path) return claim_qmp_place(*options.qmp_path);
+  return claim_default_qmp_place(manifest.command_line, manifest.working_directory, manifest.vm_name,
+                                 manifest.id);
+}
+
+bool shall_run(const Manifest& manifest, AfterRestore after) {
+  return after == AfterRestore::kRunning || (after == AfterRestore::kAsSaved && manifest.was_running);
+}
+
+std::unique_ptr<FrameFeed> start_decoding(const CheckpointReader& reader, unsigned threads) {
+  if (threads == 0) threads = std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads);
+  return std::make_unique<FrameFeed>(reader, frame_jobs(reader.index()), threads);
+}
+
+/// The index with another byte for the pages that were left out.
+MemoryIndex with_omitted_fill(MemoryIndex index, u8 fill) {
+  for (BlockIndex& block : index.blocks) {
+    for (PageRun& run : block.runs) {
+      if (run.kind == RunKind::kFree) run.fill = fill;
+    }
+  }
+  return index;
+}
+
+/// All but the stream's end, which begins with the device state: from there on QEMU runs the guest as soon as
+/// it has it all.
+Result<SentPages> load(const CheckpointReader& reader, const MemoryIndex& index,
+                       std::span<const std::byte> device_state, FrameFeed& feed, RunningQemu& qemu,
+                       bool old_bytes_show, const ProgressFunction& progress, u64& bytes) {
+  VMSIEVE_ASSIGN(const StreamFormat format, read_stream_format(qemu.qmp(), device_state));
+  MigrationStreamWriter writer{[&](std::span<const std::byte> chunk) {
+                                 bytes += chunk.size();
+                                 return qemu.send(chunk);
+                               },
+                               reader.manifest().machine_type, stream_layout(index).blocks, format};
+  VMSIEVE_TRY(writer.begin());
+  VMSIEVE_ASSIGN(const SentPages sent,
+                 send_memory(reader.manifest().blocks, index, feed, writer, old_bytes_show, progress));
+  VMSIEVE_TRY(writer.finish(device_state));
+  qemu.close_stream();
+  return sent;
+}
+
+/// Waits for the word that all is loaded (`query-migrate`; there are no events unless asked for).
+Result<void> wait_until_loaded(RunningQemu& qemu) {
+  const Stopwatch watch;
+  while (watch.ms() < static_cast<double>(kLoadTimeout.count())) {
+    VMSIEVE_ASSIGN(const QmpClient::Json answer, qemu.qmp().execute("query-migrate"));
+    const auto text = [&](const char* key) -> std::string {
+      const auto member = answer.is_object() ? answer.find(key) : answer.end();
+      return member != answer.end() && member->is_string() ? member->get<std::string>() : "";
+    };
+    const std::string status = text("status");
+    if (status == "completed") return {};
+    if (status == "failed") {
+      return make_error(ErrorKind::kIncompatible, "the new QEMU could not load the checkpoint: {}",
+                        text("error-desc"));
+    }
+    std::this_thread::sleep_for(kPollInterval);
+  }
+  return make_error(ErrorKind::kTimeout,
+                    "the new QEMU, process {}, has not loaded the checkpoint within {} s", qemu.pid(),
+                    kLoadTimeout.count() / 1000);
+}
+
+/// The guest runs by itself if QEMU was not started with -S; `cont` is for a device state that says
+/// otherwise.
+Result<bool> make_run(RunningQemu& qemu, bool run) {
+  VMSIEVE_ASSIGN(RunState state, read_run_state(qemu.qmp()));
+  if (run && !state.running) {
+    VMSIEVE_TRY(qemu.qmp().execute("cont"));
+    VMSIEVE_ASSIGN(state, read_run_state(qemu.qmp()));
+  }
+  if (run != state.running) {
+    return make_error(ErrorKind::kRefused,
+                      "the new QEMU has loaded the checkpoint and the guest is in state {}", state.status);
+  }
+  return state.running;
+}
+
+/// The steps with the new QEMU, whose own words explain most errors.
+Result<void> bring_back(const CheckpointReader& reader, const MemoryIndex& index,
+                        std::span<const std::byte> device_state, FrameFeed& feed, RunningQemu& qemu,
+                        bool old_bytes_show, bool run, const ProgressFunction& progress,
+                        RestoreReport& report) {
+  VMSIEVE_TRY(check_version(reader.manifest(), qemu.qmp().version()));
+  VMSIEVE_TRY(check_blocks(reader.manifest(), qemu.qmp()));
+
+  // ---- the new QEMU gets the checkpoint; it ends by itself if we do ----
+  VMSIEVE_ASSIGN(report.sent, load(reader, index, device_state, feed, qemu, old_bytes_show, progress,
+                                   report.stream_bytes));
+  VMSIEVE_TRY(wait_until_loaded(qemu));
+  VMSIEVE_ASSIGN(report.running, make_run(qemu, run));
+  // ---- the guest is back ----
+  return {};
+}
+
+}  // namespace
+
+Result<RestoreReport> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+                              const ProgressFunction& progress) {
+  const Stopwatch watch;
+  const auto say = [&](std::string_view phase) {
+    if (progress) progress({phase, 0, 0});
+  };
+
+  say("checking the checkpoint");
+  VMSIEVE_ASSIGN(const auto reader, CheckpointReader::open(store, id));
+  VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, reader->device_state());
+  const Manifest& manifest = reader->manifest();
+  std::optional<MemoryIndex> changed;
+  if (options.omitted_fill) changed = with_omitted_fill(reader->index(), *options.omitted_fill);
+  const MemoryIndex& index = changed ? *changed : reader->index();
+  const bool run = shall_run(manifest, options.after);
+
+  VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
+  VMSIEVE_ASSIGN(const std::string executable,
+                 find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
+  VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
+  VMSIEVE_TRY(check_accelerator(command_line));
+  VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));
+  VMSIEVE_ASSIGN(const RamFileCheck ram_files,
+                 check_ram_files(find_ram_files(command_line, manifest.working_directory)));
+  VMSIEVE_ASSIGN(QmpPlace place, claim_place(manifest, options));
+
+  say("starting QEMU");
+  const auto feed = start_decoding(*reader, options.threads);
+  VMSIEVE_TRY(clear_ram_files(ram_files.to_clear));
+  VMSIEVE_ASSIGN(const auto qemu, RunningQemu::start({.executable = executable,
+                                                      .arguments = command_line.arguments(),
+                                                      .working_directory = manifest.working_directory,
+                                                      .stopped = !run,
+                                                      .timeout = options.start_timeout},
+                                                     std::move(place)));
+
+  RestoreReport report;
+  report.pid = qemu->pid();
+  report.executable = executable;
+  report.arguments = command_line.arguments();
+  report.qmp_path = qemu->qmp_path();
+  report.log_path = qemu->log_path();
+  report.qemu_version = qemu->qmp().version();
+  report.machine_type = manifest.machine_type;
+  report.was_running = manifest.was_running;
+  report.start_ms = watch.ms();
+  const bool old_bytes_show = ram_files.old_bytes_show || fills_memory_itself(command_line);
+  const auto back =
+      bring_back(*reader, index, device_state, *feed, *qemu, old_bytes_show, run, progress, report);
+  if (!back) return qemu->explain(back.error());
+
+  qemu->detach();
+  report.ready_ms = watch.ms();
+  return report;
+}
+
+}  // namespace vmsieve

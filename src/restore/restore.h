@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "vmsieve/base/progress.h"
+#include "vmsieve/base/result.h"
+#include "vmsieve/restore/memory_sender.h"
+#include "vmsieve/store/store.h"
+
+namespace vmsieve {
+
+/// Does the guest run when it is back?
+enum class AfterRestore {
+  kAsSaved,  ///< if it ran when the checkpoint was taken
+  kRunning,
+  kStopped,
+};
+
+struct RestoreOptions {
+  std::optional<std::string> qemu_executable = std::nullopt;  ///< --qemu; else the recorded one
+  std::optional<std::string> qmp_path = std::nullopt;         ///< --qmp; else claim_default_qmp_place()
+  std::vector<std::string> set = {};                          ///< --set, in order: QemuCommandLine::set()
+  std::vector<std::string> extra_arguments = {};              ///< behind all others, as they are
+  /// The guest's writable disks are, or hold, what they held when the checkpoint was taken.
+  bool disks_as_they_are = false;
+  AfterRestore after = AfterRestore::kAsSaved;
+  /// For tests: pages that were left out as free read as this byte. A guest must not be able to tell.
+  std::optional<u8> omitted_fill = std::nullopt;
+  unsigned threads = 0;  ///< that decode; 0: as many as there are cores, at most 4
+  std::chrono::milliseconds start_timeout{120000};
+};
+
+struct RestoreReport {
+  pid_t pid = 0;
+  std::string executable;
+  std::vector<std::string> arguments;  ///< without argv[0], monitor and -incoming
+  std::string qmp_path;
+  std::string log_path;
+  std::string qemu_version;
+  std::string machine_type;
+  bool was_running = false;  ///< at the checkpoint
+  bool running = false;      ///< now
+  SentPages sent;
+  u64 stream_bytes = 0;
+  double start_ms = 0;  ///< until the new QEMU answered
+  double ready_ms = 0;  ///< until the guest ran (or stands, complete)
+};
+
+/// Brings a guest back in a new QEMU with the recorded command line. The checkpoint is checked before
+/// anything starts, every frame before its pages reach the guest. When this returns an error, or the
+/// process dies in the middle, the new QEMU is ended, and the guest in it has not run an instruction (save
+/// when the monitor of a QEMU that has taken everything stops answering: it is ended then too).
+///
+/// What a checkpoint's manifest says is run as a program: restore only checkpoints whose origin is trusted.
+///
+/// The new QEMU is a child of this process, in a session of its own; a program that lives on collects
+/// its exit status with wait_for_exit() (launch.h).
+Result<RestoreReport> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+                              const ProgressFunction& progress = {});
+
+}  // namespace vmsieve

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "vmsieve/store/directory_object.h"
+#include "vmsieve/store/directory_store.h"
+
+namespace vmsieve {
+namespace directory_store {
+namespace {
+
+class DirectoryCheckpointWriter : public CheckpointWriter {
+ public:
+  DirectoryCheckpointWriter(std::shared_ptr<const Directory> root, Directory checkpoints, Directory folder,
+                            std::string id, FileLock writing)
+      : root_(std::move(root)),
+        checkpoints_(std::move(checkpoints)),
+        folder_(std::move(folder)),
+        id_(std::move(id)),
+        writing_(std::move(writing)) {}
+  ~DirectoryCheckpointWriter() override;
+
+  const std::string& id() const override { return id_; }
+  Result<std::unique_ptr<ObjectWriter>> create(std::string_view name) override;
+  Result<void> commit(const Manifest& manifest) override;
+
+ private:
+  Result<std::string> encode_checked(const Manifest& manifest) const;
+  Result<void> check_ancestors(const Manifest& manifest) const;
+
+  std::shared_ptr<const Directory> root_;
+  Directory checkpoints_;
+  Directory folder_;
+  std::string id_;
+  FileLock writing_;
+  std::vector<std::shared_ptr<const ObjectProgress>> objects_;
+  bool committed_ = false;
+};
+
+DirectoryCheckpointWriter::~DirectoryCheckpointWriter() {
+  // A destructor has nobody to tell; what cannot be removed now is removed by a later sweep.
+  if (!committed_) (void)remove_folder(checkpoints_, id_);
+}
+
+Result<std::unique_ptr<ObjectWriter>> DirectoryCheckpointWriter::create(std::string_view name) {
+  if (committed_ || !is_object_name(name)) {
+    return make_error(ErrorKind::kUsage, "checkpoint {}: cannot make an object of that name now", id_);
+  }
+  auto progress = std::make_shared<ObjectProgress>();
+  progress->name = name;
+  VMSIEVE_ASSIGN(auto writer, DirectoryObjectWriter::make(folder_, progress->name, progress));
+  objects_.push_back(std::move(progress));
+  return writer;
+}
+
+/// The manifest's text, if a reader will take it and it is about exactly what was written.
+Result<std::string> DirectoryCheckpointWriter::encode_checked(const Manifest& manifest) const {
+  if (committed_) return make_error(ErrorKind::kUsage, "checkpoint {} is committed already", id_);
+  if (manifest.id != id_) {
+    return make_error(ErrorKind::kUsage, "checkpoint {}: the manifest to commit is of '{}'", id_,
+                      manifest.id);
+  }
+  for (const auto& object : objects_) {
+    if (!object->finished) {
+      return make_error(ErrorKind::kUsage, "checkpoint {}: object {} is not finished", id_, object->name);
+    }
+    const auto record = std::find_if(manifest.objects.begin(), manifest.objects.end(),
+                                     [&object](const ObjectRecord& r) { return r.name == object->name; });
+    if (record == manifest.objects.end() || record->bytes != object->bytes) {
+      return make_error(ErrorKind::kUsage, "checkpoint {}: object {} of {} bytes is not as the manifest says",
+                        id_, object->name, object->bytes);
+    }
+  }
+  if (manifest.objects.size() != objects_.size()) {
+    return make_error(ErrorKind::kUsage, "checkpoint {}: the manifest names objects that were not written",
+                      id_);
+  }
+  std::string text = encode_manifest(manifest);
+  if (auto decoded = decode_manifest(text); !decoded.ok()) {
+    return Error{ErrorKind::kUsage, fmt::format("checkpoint {}: no reader would take the manifest: {}", id_,
+                                                decoded.error().message())};
+  }
+  return text;
+}
+
+Result<void> DirectoryCheckpointWriter::check_ancestors(const Manifest& manifest) const {
+  for (const std::string& ancestor : manifest.ancestors) {
+    auto folder = open_checkpoint_folder(*root_, ancestor);
+    auto exists = folder.ok() ? exists_at(*folder, kManifest) : Result<bool>{folder.error()};
+    if (exists.ok() && *exists) continue;
+    return make_error(ErrorKind::kNotFound,
+                      "checkpoint {} cannot be committed: checkpoint {}, which it needs, is gone", id_,
+                      ancestor);
+  }
+  return {};
+}
+
+Result<void> DirectoryCheckpointWriter::commit(const Manifest& manifest) {
+  VMSIEVE_ASSIGN(const std::string text, encode_checked(manifest));
+  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
+  VMSIEVE_TRY(check_ancestors(manifest));
+  VMSIEVE_TRY(sync_directory(folder_));
+  VMSIEVE_TRY(sync_directory(checkpoints_));
+  // ---- every object is durable, and its name too ----
+  VMSIEVE_TRY(publish_file_at(folder_, kManifestTemporary, kManifest, text));
+  // ---- the checkpoint exists ----
+  committed_ = true;
+  (void)unlink_at(folder_, kWriting);
+  writing_.release();
+  return {};
+}
+
+/// Makes the lock file in a new folder; on failure the caller removes the folder.
+Result<FileLock> make_writing(const Directory& folder) {
+  // Read-only: flock(2) wants no more, and the file system may still be remounted read-only.
+  VMSIEVE_ASSIGN(UniqueFd fd, create_file_at(folder, kWriting, O_RDONLY));
+  VMSIEVE_ASSIGN(FileLock writing, FileLock::try_take(std::move(fd), folder.path_of(kWriting)));
+  if (!writing.held())
+    return make_error(ErrorKind::kBusy, "{} is locked by another process", folder.path_of(kWriting));
+  return writing;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CheckpointWriter>> begin_checkpoint(std::shared_ptr<const Directory> root,
+                                                           const std::string& id) {
+  VMSIEVE_CHECK(is_checkpoint_id(id));
+  // Again, though it was checked when the store was opened: a file system may have been taken away since.
+  if (auto marked = check_marker(*root); !marked.ok()) {
+    return marked.error().with_context(fmt::format("{} is no store any more", root->path));
+  }
+  VMSIEVE_ASSIGN(const FileLock held, lock(*root));
+  VMSIEVE_ASSIGN(const bool made, make_directory_at(*root, kCheckpoints));
+  if (made) VMSIEVE_TRY(sync_directory(*root));
+  VMSIEVE_ASSIGN(Directory checkpoints, open_directory_at(*root, kCheckpoints));
+  VMSIEVE_ASSIGN(const bool fresh, make_directory_at(checkpoints, id));
+  if (!fresh) return make_error(ErrorKind::kBusy, "store {} has a checkpoint {} already", root->path, id);
+  auto folder = open_directory_at(checkpoints, id);
+  auto writing = folder.ok() ? make_writing(*folder) : Result<FileLock>{folder.error()};
+  if (!writing.ok()) {
+    (void)remove_folder(checkpoints, id);
+    return writing.error();
+  }
+  return std::unique_ptr<CheckpointWriter>{std::make_unique<DirectoryCheckpointWriter>(
+      std::move(root), std::move(checkpoints), std::move(*folder), id, std::move(*writing))};
+}
+
+}  // namespace directory_store
+}  // namespace vmsieve

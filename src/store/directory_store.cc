@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/store/directory_store.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#include "vmsieve/store/directory_object.h"
+
+namespace vmsieve {
+namespace directory_store {
+namespace {
+
+constexpr u64 kLockTimeoutMs = 30000;
+constexpr u64 kMaxMarkerBytes = 4096;
+
+}  // namespace
+
+Result<FileLock> lock(const Directory& root) {
+  int fd = -1;
+  do {
+    fd = ::openat(root.fd.get(), kLock, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+  } while (fd < 0 && errno == EINTR);
+  const std::string path = root.path_of(kLock);
+  if (fd < 0) return errno_error(errno, fmt::format("cannot open {}", path));
+  return FileLock::take(UniqueFd{fd}, path, kLockTimeoutMs);
+}
+
+Result<void> check_marker(const Directory& root) {
+  VMSIEVE_ASSIGN(const std::string text, read_small_file_at(root, kMarker, kMaxMarkerBytes));
+  if (text == kMarkerText) return {};
+  const std::string_view magic = kMarkerText.substr(0, kMarkerText.find(' ') + 1);
+  const bool other_version = text.starts_with(magic) && text.size() > magic.size() + 1 &&
+                             text.back() == '\n' &&
+                             text.find_first_not_of("0123456789", magic.size()) == text.size() - 1;
+  if (other_version) {
+    return make_error(ErrorKind::kUnsupported, "{} is a store of version {}; this program knows version 1",
+                      root.path, text.substr(magic.size(), text.size() - magic.size() - 1));
+  }
+  return make_error(ErrorKind::kDamaged, "{} does not hold the line that marks a store",
+                    root.path_of(kMarker));
+}
+
+Result<Directory> open_checkpoint_folder(const Directory& root, const std::string& id) {
+  if (!is_checkpoint_id(id))
+    return make_error(ErrorKind::kNotFound, "store {}: no such checkpoint id", root.path);
+  const auto none = [&] {
+    return make_error(ErrorKind::kNotFound, "store {} has no checkpoint {}", root.path, id);
+  };
+  auto checkpoints = open_directory_at(root, kCheckpoints);
+  if (!checkpoints.ok()) {
+    return checkpoints.error().kind() == ErrorKind::kNotFound ? none() : checkpoints.error();
+  }
+  auto folder = open_directory_at(*checkpoints, id);
+  if (!folder.ok() && folder.error().kind() == ErrorKind::kNotFound) return none();
+  return folder;
+}
+
+Result<Manifest> read_manifest(const Directory& folder, const std::string& id) {
+  auto text = read_small_file_at(folder, kManifest, Manifest::kMaxBytes);
+  if (!text.ok()) {
+    if (text.error().kind() != ErrorKind::kNotFound) return text.error();
+    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
+  }
+  auto manifest = decode_manifest(*text);
+  if (!manifest.ok()) return manifest.error().with_context(fmt::format("checkpoint {}", id));
+  if (manifest->id != id) {
+    return make_error(ErrorKind::kDamaged, "checkpoint {}: manifest: it is that of checkpoint {}", id,
+                      manifest->id);
+  }
+  return manifest;
+}
+
+Result<void> remove_folder(const Directory& checkpoints, const std::string& id) {
+  VMSIEVE_ASSIGN(const Directory folder, open_directory_at(checkpoints, id));
+  VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(folder));
+  for (const std::string& name : names) VMSIEVE_TRY(unlink_at(folder, name));
+  if (::unlinkat(checkpoints.fd.get(), id.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
+    return errno_error(errno, fmt::format("cannot remove the directory {}", folder.path));
+  }
+  return sync_directory(checkpoints);
+}
+
+}  // namespace directory_store
+
+namespace {
+
+using namespace directory_store;
+
+bool is_half_written_marker(std::string_view name) {
+  const std::string prefix = fmt::format("{}.", kMarker);
+  constexpr std::string_view kSuffix = ".new";
+  return name.size() == prefix.size() + 16 + kSuffix.size() && name.starts_with(prefix) &&
+         name.ends_with(kSuffix) && is_checkpoint_id(name.substr(prefix.size(), 16));
+}
+
+/// Nothing in it but what a new file system or a crash while making a store leaves.
+Result<bool> is_unused(const Directory& root) {
+  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(root));
+  return std::all_of(names.begin(), names.end(), [](const std::string& name) {
+    return name == "lost+found" || is_half_written_marker(name);
+  });
+}
+
+/// mkdir -p, 0700, each new name durable.
+Result<void> make_directories(const std::string& path) {
+  for (std::size_t end = path.find('/', 1);; end = path.find('/', end + 1)) {
+    const std::string part = path.substr(0, end);
+    if (::mkdir(part.c_str(), 0700) == 0) {
+      const std::size_t slash = part.find_last_of('/');
+      const std::string above = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);
+      VMSIEVE_ASSIGN(UniqueFd fd, open_file(above, O_RDONLY | O_DIRECTORY));
+      VMSIEVE_TRY(sync_directory(Directory{std::move(fd), above}));
+    } else if (errno != EEXIST) {
+      return errno_error(errno, fmt::format("cannot make the directory {}", part));
+    }
+    if (end == std::string::npos) return {};
+  }
+}
+
+Result<void> write_marker(const Directory& root) {
+  // A name of its own: two programs may be making the same store.
+  VMSIEVE_ASSIGN(const std::string random, new_checkpoint_id());
+  return publish_file_at(root, fmt::format("{}.{}.new", kMarker, random), kMarker, kMarkerText);
+}
+
+Result<Directory> open_root(const std::string& path, bool create) {
+  if (path.empty()) return make_error(ErrorKind::kUsage, "the path of the store is empty");
+  auto fd = open_file(path, O_RDONLY | O_DIRECTORY);
+  if (!fd.ok() && fd.error().kind() == ErrorKind::kNotFound) {
+    if (!create) return make_error(ErrorKind::kNotFound, "there is no store {}", path);
+    VMSIEVE_TRY(make_directories(path));
+    fd = open_file(path, O_RDONLY | O_DIRECTORY);
+  }
+  if (!fd.ok()) return fd.error().with_context(fmt::format("store {}", path));
+  return Directory{std::move(*fd), path};
+}
+
+/// The objects of a checkpoint are there and as long as its manifest says.
+Result<void> check_objects(const Directory& folder, const Manifest& manifest) {
+  for (const ObjectRecord& object : manifest.objects) {
+    auto reader = DirectoryObjectReader::open(folder, object.name);
+    if (!reader.ok()) {
+      const bool missing = reader.error().kind() == ErrorKind::kNotFound;
+      if (!missing) return reader.error().with_context(fmt::format("checkpoint {}", manifest.id));
+      return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} is missing", manifest.id, object.name);
+    }
+    if ((*reader)->size() != object.bytes) {
+      return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} has {} bytes instead of {}",
+                        manifest.id, object.name, (*reader)->size(), object.bytes);
+    }
+  }
+  return {};
+}
+
+/// Names the first checkpoint that cannot be restored without `id`, as kBusy.
+Result<void> check_not_needed(const Directory& root, const Directory& checkpoints, const std::string& id) {
+  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(checkpoints));
+  for (const std::string& other : names) {
+    if (!is_checkpoint_id(other) || other == id) continue;
+    const auto folder = open_directory_at(checkpoints, other);
+    const auto manifest = folder.ok() ? read_manifest(*folder, other) : Result<Manifest>{folder.error()};
+    if (!manifest.ok()) {
+      const ErrorKind kind = manifest.error().kind();
+      if (kind == ErrorKind::kNotFound || kind == ErrorKind::kDamaged) continue;
+      return make_error(ErrorKind::kBusy, "cannot tell whether checkpoint {} needs {}: {}", other, id,
+                        manifest.error().message());
+    }
+    const auto& ancestors = manifest->ancestors;
+    if (std::find(ancestors.begin(), ancestors.end(), id) != ancestors.end()) {
+      return make_error(ErrorKind::kBusy,
+                        "checkpoint {} in store {} is needed by checkpoint {}: remove that one first", id,
+                        root.path, other);
+    }
+  }
+  return {};
+}
+
+/// Removes what is left over in the folder of `id`, if its writer is dead. Under the store's lock.
+Result<bool> sweep_folder(const Directory& checkpoints, const std::string& id) {
+  VMSIEVE_ASSIGN(const Directory folder, open_directory_at(checkpoints, id));
+  auto writing = open_regular_at(folder, kWriting, O_RDONLY);
+  if (writing.ok()) {
+    VMSIEVE_ASSIGN(const FileLock held, FileLock::try_take(std::move(*writing), folder.path_of(kWriting)));
+    if (!held.held()) return false;
+  } else if (writing.error().kind() != ErrorKind::kNotFound) {
+    return writing.error();
+  }
+  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
+  if (!committed) {
+    VMSIEVE_TRY(remove_folder(checkpoints, id));
+    return true;
+  }
+  VMSIEVE_ASSIGN(const bool lock_left, unlink_at(folder, kWriting));
+  VMSIEVE_ASSIGN(const bool manifest_left, unlink_at(folder, kManifestTemporary));
+  return lock_left || manifest_left;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<DirectoryStore>> DirectoryStore::open_path(const std::string& path, bool create) {
+  VMSIEVE_ASSIGN(Directory opened, open_root(path, create));
+  auto root = std::make_shared<const Directory>(std::move(opened));
+  auto marked = check_marker(*root);
+  if (!marked.ok() && marked.error().kind() == ErrorKind::kNotFound) {
+    VMSIEVE_ASSIGN(const bool unused, is_unused(*root));
+    if (!unused) {
+      return make_error(
+          ErrorKind::kUsage,
+          "{} is no store and holds other files: nothing is written there; give an empty or a new "
+          "directory",
+          path);
+    }
+    if (!create) return make_error(ErrorKind::kNotFound, "{} is an empty directory, no store", path);
+    const auto written = write_marker(*root);
+    marked = check_marker(*root);
+    // Somebody else may have made the store meanwhile, and swept our half-written marker away.
+    if (!marked.ok()) VMSIEVE_TRY(written);
+  }
+  VMSIEVE_TRY(marked);
+  return std::unique_ptr<DirectoryStore>{new DirectoryStore(std::move(root))};
+}
+
+Result<std::unique_ptr<CheckpointWriter>> DirectoryStore::begin() {
+  VMSIEVE_ASSIGN(const std::string id, new_checkpoint_id());
+  return begin_as(id);
+}
+
+Result<std::unique_ptr<CheckpointWriter>> DirectoryStore::begin_as(const std::string& id) {
+  return begin_checkpoint(root_, id);
+}
+
+Result<Listing> DirectoryStore::list() const {
+  Listing listing;
+  const auto checkpoints = open_directory_at(*root_, kCheckpoints);
+  if (!checkpoints.ok()) {
+    if (checkpoints.error().kind() == ErrorKind::kNotFound) return listing;
+    return checkpoints.error();
+  }
+  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
+  for (const std::string& id : names) {
+    if (!is_checkpoint_id(id)) continue;
+    const auto folder = open_directory_at(*checkpoints, id);
+    if (!folder.ok()) {
+      if (folder.error().kind() != ErrorKind::kNotFound) listing.damaged.push_back({id, folder.error()});
+      continue;
+    }
+    auto manifest = read_manifest(*folder, id);
+    const auto objects = manifest.ok() ? check_objects(*folder, *manifest) : Result<void>{manifest.error()};
+    if (objects.ok()) {
+      listing.checkpoints.push_back(std::move(*manifest));
+      continue;
+    }
+    // No manifest, or it is gone now: removed while we looked, or never committed.
+    const auto exists = exists_at(*folder, kManifest);
+    if (!exists.ok() || *exists) listing.damaged.push_back({id, objects.error()});
+  }
+  std::sort(listing.checkpoints.begin(), listing.checkpoints.end(), [](const Manifest& a, const Manifest& b) {
+    return std::tie(a.created, a.id) < std::tie(b.created, b.id);
+  });
+  return listing;
+}
+
+Result<Manifest> DirectoryStore::manifest(const std::string& id) const {
+  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  return read_manifest(folder, id);
+}
+
+Result<std::unique_ptr<ObjectReader>> DirectoryStore::open(const std::string& id,
+                                                           std::string_view object) const {
+  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  if (!is_object_name(object))
+    return make_error(ErrorKind::kNotFound, "checkpoint {}: no such object name", id);
+  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
+  if (!committed) {
+    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
+  }
+  return DirectoryObjectReader::open(folder, std::string{object});
+}
+
+Result<void> DirectoryStore::remove(const std::string& id) {
+  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
+  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
+  if (!committed) {
+    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
+  }
+  VMSIEVE_ASSIGN(const Directory checkpoints, open_directory_at(*root_, kCheckpoints));
+  VMSIEVE_TRY(check_not_needed(*root_, checkpoints, id));
+  VMSIEVE_TRY(unlink_at(folder, kManifest));
+  // ---- the checkpoint does not exist any more; what follows a sweep would do as well ----
+  VMSIEVE_TRY(sync_directory(folder));
+  return remove_folder(checkpoints, id);
+}
+
+Result<u64> DirectoryStore::sweep() {
+  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
+  u64 leftovers = 0;
+  VMSIEVE_ASSIGN(const std::vector<std::string> root_names, list_directory(*root_));
+  for (const std::string& name : root_names) {
+    if (!is_half_written_marker(name)) continue;
+    VMSIEVE_ASSIGN(const bool removed, unlink_at(*root_, name));
+    leftovers += removed ? 1 : 0;
+  }
+  const auto checkpoints = open_directory_at(*root_, kCheckpoints);
+  if (!checkpoints.ok()) {
+    if (checkpoints.error().kind() == ErrorKind::kNotFound) return leftovers;
+    return checkpoints.error();
+  }
+  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
+  std::optional<Error> first_error;
+  for (const std::string& id : names) {
+    if (!is_checkpoint_id(id)) continue;
+    const auto swept = sweep_folder(*checkpoints, id);
+    if (swept.ok()) leftovers += *swept ? 1 : 0;
+    if (!swept.ok() && !first_error) first_error = swept.error();
+  }
+  if (first_error) return *first_error;
+  return leftovers;
+}
+
+}  // namespace vmsieve

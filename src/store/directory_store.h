@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "vmsieve/store/directory_io.h"
+#include "vmsieve/store/store.h"
+
+namespace vmsieve {
+
+/// A store in a directory: docs/format.md, "A store in a directory". Safe to use from several processes at
+/// once; within a process, from several threads.
+class DirectoryStore : public Store {
+ public:
+  /// See open_directory_store(). (Not called open: a literal for an object name would fit the bool.)
+  static Result<std::unique_ptr<DirectoryStore>> open_path(const std::string& path, bool create);
+
+  const std::string& name() const override { return root_->path; }
+  Result<std::unique_ptr<CheckpointWriter>> begin() override;
+  Result<Listing> list() const override;
+  Result<Manifest> manifest(const std::string& id) const override;
+  Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
+  Result<void> remove(const std::string& id) override;
+  Result<u64> sweep() override;
+
+  /// begin() with an id of the caller's choice: kBusy when it is taken.
+  Result<std::unique_ptr<CheckpointWriter>> begin_as(const std::string& id);
+
+ private:
+  explicit DirectoryStore(std::shared_ptr<const Directory> root) : root_(std::move(root)) {}
+
+  /// Shared with checkpoints being written, which may outlive the store.
+  std::shared_ptr<const Directory> root_;
+};
+
+/// Parts of a directory store that its checkpoint writer needs too.
+namespace directory_store {
+
+inline constexpr const char* kMarker = "vmsieve-store";
+inline constexpr std::string_view kMarkerText = "vmsieve-store 1\n";
+inline constexpr const char* kLock = "lock";
+inline constexpr const char* kCheckpoints = "checkpoints";
+inline constexpr const char* kManifest = "manifest";
+inline constexpr const char* kManifestTemporary = "manifest.new";
+inline constexpr const char* kWriting = "writing";
+
+/// The store-wide lock: held for moments, so a long wait means that somebody is stuck (kBusy).
+Result<FileLock> lock(const Directory& root);
+
+/// The directory holds the marker of a store of this version. kNotFound when there is none.
+Result<void> check_marker(const Directory& root);
+
+/// Opens the folder of a checkpoint's id, which is checked. kNotFound when there is none.
+Result<Directory> open_checkpoint_folder(const Directory& root, const std::string& id);
+
+/// Reads and decodes the manifest in a checkpoint's folder, and checks that it is of this id.
+Result<Manifest> read_manifest(const Directory& folder, const std::string& id);
+
+/// Removes every file in a checkpoint's folder and then the folder; `checkpoints` is its parent. Fails on
+/// subdirectories, which are none of ours.
+Result<void> remove_folder(const Directory& checkpoints, const std::string& id);
+
+/// Makes `<id>/` with its locked `writing` file. kBusy when the id is taken.
+Result<std::unique_ptr<CheckpointWriter>> begin_checkpoint(std::shared_ptr<const Directory> root,
+                                                           const std::string& id);
+
+}  // namespace directory_store
+}  // namespace vmsieve

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/store/store.h"
+
+#include <algorithm>
+
+#include "vmsieve/image/printable.h"
+#include "vmsieve/store/directory_store.h"
+
+namespace vmsieve {
+namespace {
+
+constexpr std::string_view kLatest = "latest";
+constexpr std::size_t kMinPrefix = 4;
+
+Result<std::string> latest_of(const Listing& listing, std::string_view vm_name, const std::string& store) {
+  // The listing goes from the oldest to the newest.
+  const auto& all = listing.checkpoints;
+  const auto found = std::find_if(
+      all.rbegin(), all.rend(), [vm_name](const Manifest& manifest) { return manifest.vm_name == vm_name; });
+  if (found != all.rend()) return found->id;
+  std::vector<std::string> names;
+  for (const Manifest& manifest : all) names.push_back(printable(manifest.vm_name));
+  std::sort(names.begin(), names.end());
+  names.erase(std::unique(names.begin(), names.end()), names.end());
+  return make_error(ErrorKind::kNotFound, "store {} has no checkpoint of a VM named '{}'{}{}", store,
+                    printable(vm_name), names.empty() ? "" : "; it has some of: ", fmt::join(names, ", "));
+}
+
+Result<std::string> by_prefix(const Listing& listing, std::string_view prefix, const std::string& store) {
+  std::vector<std::string> candidates;
+  for (const Manifest& manifest : listing.checkpoints) {
+    if (manifest.id.starts_with(prefix)) {
+      candidates.push_back(
+          fmt::format("{} ({}, {})", manifest.id, printable(manifest.vm_name), manifest.created));
+    }
+  }
+  for (const DamagedCheckpoint& damaged : listing.damaged) {
+    if (damaged.id.starts_with(prefix)) candidates.push_back(fmt::format("{} (damaged)", damaged.id));
+  }
+  if (candidates.empty()) {
+    return make_error(ErrorKind::kNotFound, "store {} has no checkpoint {}", store, prefix);
+  }
+  if (candidates.size() > 1) {
+    return make_error(ErrorKind::kAmbiguous, "{} is the beginning of {} checkpoints in store {}: {}", prefix,
+                      candidates.size(), store, fmt::join(candidates, ", "));
+  }
+  return candidates.front().substr(0, candidates.front().find(' '));
+}
+
+}  // namespace
+
+Result<std::string> Store::resolve(std::string_view checkpoint) const {
+  const std::size_t at = checkpoint.rfind('@');
+  const bool by_name = at != std::string_view::npos && checkpoint.substr(at + 1) == kLatest;
+  const bool is_hex = checkpoint.find_first_not_of("0123456789abcdef") == std::string_view::npos;
+  if (!by_name && (!is_hex || checkpoint.size() < kMinPrefix || checkpoint.size() > 16)) {
+    return make_error(
+        ErrorKind::kNotFound,
+        "'{}' names no checkpoint: give its id, at least {} of the id's first digits, or VMNAME@{}",
+        printable(checkpoint), kMinPrefix, kLatest);
+  }
+  VMSIEVE_ASSIGN(const Listing listing, list());
+  if (by_name) return latest_of(listing, checkpoint.substr(0, at), name());
+  return by_prefix(listing, checkpoint, name());
+}
+
+Result<std::unique_ptr<Store>> open_directory_store(const std::string& path, bool create) {
+  VMSIEVE_ASSIGN(auto store, DirectoryStore::open_path(path, create));
+  return std::unique_ptr<Store>{std::move(store)};
+}
+
+}  // namespace vmsieve

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests with real guests share."""
+
+import json
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from tests.lab import end_process
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BINARY = pathlib.Path(os.environ.get("VMSIEVE", ROOT / "build" / "release" / "vmsieve"))
+LONG = bool(os.environ.get("VMSIEVE_LONG"))
+
+
+class Failed(Exception):
+    """The command failed: its exit code and what it said."""
+
+    def __init__(self, result):
+        super().__init__(f"exit {result.returncode}: {result.stderr.strip()}")
+        self.code = result.returncode
+        self.stderr = result.stderr
+        self.stdout = result.stdout
+
+
+class Vmsieve:
+    """The command, with a store of its own; kills the QEMUs that it restored."""
+
+    def __init__(self, store):
+        self.store = pathlib.Path(store)
+        self.pids = []
+        self.env = dict(os.environ, VMSIEVE_STORE=str(store))
+
+    def run(self, *arguments, timeout=180):
+        """Runs the command; its text, or Failed."""
+        result = subprocess.run([str(BINARY), *map(str, arguments)], env=self.env, text=True,
+                                capture_output=True, timeout=timeout, check=False)
+        if result.returncode != 0:
+            raise Failed(result)
+        return result.stdout
+
+    def json(self, *arguments, timeout=180):
+        arguments = list(arguments)
+        at = arguments.index("--") if "--" in arguments else len(arguments)
+        arguments.insert(at, "--json")
+        return json.loads(self.run(*arguments, timeout=timeout))
+
+    def fails(self, *arguments):
+        """Runs the command, which must fail with one sentence; the Failed."""
+        with pytest.raises(Failed) as failed:
+            self.run(*arguments)
+        text = failed.value.stderr.strip()
+        assert text.startswith("vmsieve: "), text
+        return failed.value
+
+    def save(self, vm, *options):
+        return self.json("save", vm, *options)
+
+    def restore(self, checkpoint, serial, *options, extra=()):
+        arguments = ["restore", checkpoint, "--set", f"serial=file:{serial}", *options]
+        if extra:
+            arguments += ["--", *extra]
+        report = self.json(*arguments)
+        self.pids.append(report["pid"])
+        return report
+
+    def kill_restored(self):
+        for pid in self.pids:
+            end_process(pid)
+        self.pids = []
+
+
+def monitor(guest, command, **arguments):
+    """One command through the monitor that the lab keeps for tests."""
+    with guest.qmp() as qmp:
+        return qmp.execute(command, **arguments)
+
+
+def hmp(guest, line):
+    with guest.qmp() as qmp:
+        return qmp.hmp(line)
+
+
+def is_running(guest):
+    return monitor(guest, "query-status")["running"]
+
+
+@pytest.fixture
+def vmsieve(tmp_path):
+    command = Vmsieve(tmp_path / "store")
+    yield command
+    command.kill_restored()

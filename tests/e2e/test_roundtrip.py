@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Save, kill, restore: the guest's own check passes on both sides."""
+
+import pytest
+
+from tests.conftest import is_running, monitor
+from tests.lab import Guest, Serial
+
+MACHINES = ["q35", "pc"]
+MEMORIES = ["plain", "memfd", "file"]
+QEMUS = ["7.2", "10.0"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The guest's folder, which a restore needs when RAM is a file in it."""
+    path = tmp_path / "guest"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("qemu", QEMUS)
+def test_guest_cannot_tell(vmsieve, tmp_path, folder, qemu, memory, machine):
+    with Guest(qemu=qemu, machine=machine, memory=memory, mem_mib=1024, smp=2, folder=folder) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(3)
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["introspection"]["used"], saved["introspection"]["reason"]
+        assert saved["introspection"]["reason"] == ""
+        pages = saved["pages"]
+        assert pages["free"] + pages["zero"] + pages["fill"] + pages["saved"] == pages["total"]
+        assert pages["free"] * 4096 > 512 << 20
+        guest.wait_rounds(2)
+        guest.kill()
+
+        serial = tmp_path / "second.serial"
+        first = vmsieve.restore(saved["checkpoint"], serial)
+        Serial(serial).wait_rounds(5)
+
+        # The restored guest is a guest like any other: once more.
+        again = vmsieve.save(first["qmp"])
+        assert again["introspection"]["used"], again["introspection"]["reason"]
+        vmsieve.kill_restored()
+        serial = tmp_path / "third.serial"
+        vmsieve.restore(again["checkpoint"], serial)
+        Serial(serial).wait_rounds(5)
+
+
+@pytest.mark.parametrize("machine,memory", [("microvm", "plain"), ("q35", "numa"), ("q35", "hugetlb")])
+def test_other_machines(vmsieve, tmp_path, folder, machine, memory):
+    with Guest(machine=machine, memory=memory, mem_mib=1024, smp=2, folder=folder) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(2)
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["introspection"]["used"], saved["introspection"]["reason"]
+        guest.kill()
+        serial = tmp_path / "second.serial"
+        vmsieve.restore(saved["checkpoint"], serial)
+        Serial(serial).wait_rounds(5)
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4", "zstd:3"])
+def test_every_codec(vmsieve, tmp_path, codec):
+    with Guest(mem_mib=512, smp=1) as guest:
+        guest.wait_ready()
+        saved = vmsieve.save(guest.qmp_path, "--compress", codec)
+        vmsieve.run("verify", saved["checkpoint"])
+        guest.kill()
+        serial = tmp_path / "second.serial"
+        vmsieve.restore(saved["checkpoint"], serial)
+        Serial(serial).wait_rounds(5)
+
+
+def test_newer_kernel_with_five_level_page_tables(vmsieve, tmp_path):
+    with Guest(kernel="6.12", mem_mib=1024, smp=2, extra=["-cpu", "max"]) as guest:
+        guest.wait_ready()
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["introspection"]["used"], saved["introspection"]["reason"]
+        assert saved["introspection"]["kernel"].startswith("6.12")
+        guest.kill()
+        serial = tmp_path / "second.serial"
+        vmsieve.restore(saved["checkpoint"], serial)
+        Serial(serial).wait_rounds(5)
+
+
+def test_a_stopped_guest_stays_stopped(vmsieve, tmp_path):
+    with Guest(mem_mib=512, smp=1) as guest:
+        guest.wait_ready()
+        monitor(guest, "stop")
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["was_running"] is False
+        assert is_running(guest) is False
+        guest.kill()
+        serial = tmp_path / "second.serial"
+        restored = vmsieve.restore(saved["checkpoint"], serial)
+        assert restored["running"] is False

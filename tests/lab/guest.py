@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A QEMU guest that runs selfcheck (tests/guests)."""
+
+import itertools
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+from . import host
+from .qmp import Qmp
+from .serial import Serial
+
+SYSTEM_QEMU = "/usr/bin/qemu-system-x86_64"
+MACHINES = ("q35", "pc", "microvm")
+MEMORIES = ("plain", "memfd", "file", "file-private", "hugetlb", "numa")
+
+_numbers = itertools.count(1)
+
+
+class Guest:
+    """One QEMU with one guest; a context manager that leaves nothing behind.
+
+    qemu       '7.2' (the system's), '10.0' (the lab's) or a path
+    machine    any -machine: 'q35', 'pc', 'microvm', also with options after a comma
+    memory     'plain' anonymous; 'memfd' shared memfd; 'file' shared and 'file-private'
+               private file; 'hugetlb' shared memfd of huge pages; 'numa' two nodes, a
+               shared memfd each
+    kernel     a kernel of the lab ('6.1', '6.12', ...), a path, or None: the guest
+               stays in its firmware, which also runs where Linux does not
+    selfcheck  parameters of the workload, as {'busy': 1, 'churn_mib': 512}
+    append     more for the kernel command line
+    extra      more QEMU arguments
+    cpu        a -cpu argument; None: one that the guest runs well on
+    vga        with the machine's default VGA, or (False) without any
+    folder     where its sockets and files go; the caller's to remove. Default: a
+               folder of its own, removed at the end of the `with`
+    detached   the guest outlives this process
+    """
+
+    def __init__(self, qemu="7.2", machine="q35", memory="plain", mem_mib=1024, smp=2,
+                 kernel="6.1", append="", selfcheck=None, extra=(), accel="tcg,thread=multi",
+                 cpu=None, name=None, vga=False, folder=None, detached=False):
+        if memory not in MEMORIES:
+            raise ValueError(f'memory={memory!r} is none of {", ".join(MEMORIES)}')
+        self.qemu, self.machine, self.memory = qemu, machine, memory
+        self.mem_mib, self.smp, self.kernel, self.accel = mem_mib, smp, kernel, accel
+        self.append, self.selfcheck, self.extra = append, dict(selfcheck or {}), list(extra)
+        self.cpu = cpu or self._default_cpu()
+        self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
+        self.vga, self.detached = vga, detached
+
+        self._own_folder = folder is None
+        self.folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="vmsieve-lab-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.qmp_path = self.folder / "qmp"            # for the tool under test
+        self.test_qmp_path = self.folder / "test-qmp"  # for the test's own use
+        self.serial_path = self.folder / "serial"
+        self.log_path = self.folder / "qemu.log"
+        self.serial = Serial(self.serial_path)
+        self._process = None
+        self._monitor = None
+        self._hugepages = None
+
+    # ---- life ----------------------------------------------------------
+
+    def start(self):
+        """Starts QEMU; returns when its monitors accept connections."""
+        command = self.command()
+        if self.memory == "hugetlb":
+            self._hugepages = host.HostHugepages(self.mem_mib)
+        with open(self.log_path, "wb") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=self.detached,
+                preexec_fn=None if self.detached else host.die_with_parent)
+
+        def listening():
+            self.check_alive()
+            return self.qmp_path.exists() and self.test_qmp_path.exists()
+        host.wait_until(listening, 20, f"{self.name}: QMP sockets")
+        return self
+
+    def kill(self):
+        """SIGKILL, by process id. Its files and huge pages stay, for a restored QEMU."""
+        if self._monitor:
+            self._monitor.close()
+            self._monitor = None
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+
+    def clean_up(self):
+        """Ends QEMU and gives back what kill() keeps."""
+        self.kill()
+        if self._hugepages:
+            self._hugepages.release()
+            self._hugepages = None
+        if self._own_folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self):
+        try:
+            return self if self._process else self.start()
+        except BaseException:
+            self.clean_up()
+            raise
+
+    def __exit__(self, *_):
+        self.clean_up()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def check_alive(self):
+        """Raises with QEMU's own words when QEMU has ended."""
+        status = self._process.poll()
+        if status is not None:
+            words = self.log_path.read_text(errors="replace").strip()
+            raise RuntimeError(f"{self.name}: QEMU ended with status {status}: {words}")
+
+    # ---- watching ------------------------------------------------------
+
+    def wait_ready(self, timeout=180):
+        """Waits until selfcheck has churned and holds its memory: (total, free, used) KiB."""
+        self.serial.wait_for("selfcheck: ready .*\n", timeout, self.check_alive)
+        return self.serial.ready()
+
+    def wait_rounds(self, count, timeout=120):
+        """Waits until selfcheck has verified `count` more rounds."""
+        return self.serial.wait_rounds(count, timeout, self.check_alive)
+
+    @property
+    def monitor(self):
+        """The test's own monitor, connected at its first use."""
+        if not self._monitor:
+            self._monitor = Qmp(self.test_qmp_path)
+        return self._monitor
+
+    def qmp(self):
+        """A connection to the same monitor that the caller closes: `with guest.qmp() as qmp`."""
+        if self._monitor:
+            raise RuntimeError("guest.monitor is connected, and QEMU serves one client at a time")
+        return Qmp(self.test_qmp_path)
+
+    def memory_path(self):
+        """Guest RAM as a file that can be opened; only where RAM is one shared file."""
+        if self.memory == "file":
+            return self.folder / "memory"
+        if self.memory not in ("memfd", "hugetlb"):
+            raise ValueError(f"memory={self.memory!r} is not one shared file")
+        for descriptor in pathlib.Path(f"/proc/{self.pid}/fd").iterdir():
+            if os.readlink(descriptor).startswith("/memfd:memory-backend-memfd"):
+                return descriptor
+        raise FileNotFoundError(f"QEMU {self.pid} has no memory-backend-memfd open")
+
+    # ---- the command line ----------------------------------------------
+
+    def command(self):
+        """QEMU's command line, as a list."""
+        machine, memory_options = self._memory_options()
+        return [
+            str(self.qemu_path()), "-name", self.name,
+            "-machine", machine, "-accel", self.accel, *(["-cpu", self.cpu] if self.cpu else []),
+            "-smp", str(self.smp), "-m", str(self.mem_mib), *memory_options,
+            "-no-user-config", *self._display_options(), "-no-reboot",
+            "-serial", f"file:{self.serial_path}",
+            "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
+            "-qmp", f"unix:{self.test_qmp_path},server=on,wait=off",
+            *self._kernel_options(), *self.extra,
+        ]
+
+    def qemu_path(self):
+        if self.qemu == "7.2":
+            return SYSTEM_QEMU
+        if self.qemu == "10.0":
+            return host.lab("qemu-10.0") / "qemu-10.0" / "qemu-10.0"
+        return self.qemu
+
+    def _default_cpu(self):
+        # QEMU 7.2 emulates cmpxchg16b with flags that may be garbage. The slab
+        # allocator of kernels from 6.6 on branches on them at once: more than
+        # half of the boots of 6.12 ended in a double fault, none without cx16.
+        return "qemu64,-cx16" if self.qemu == "7.2" and self.accel.startswith("tcg") else None
+
+    def _display_options(self):
+        # -nodefaults takes the NIC, CD-ROM and VGA that a bare QEMU would add.
+        options = ["-nodefaults", "-display", "none"]
+        return options + ["-vga", "std"] if self.vga else options
+
+    def _memory_options(self):
+        """The -machine argument, and the options that say what backs the RAM."""
+        size, folder_file = f"size={self.mem_mib}M", self.folder / "memory"
+        backend = {
+            "memfd": f"memory-backend-memfd,id=ram0,{size},share=on",
+            "hugetlb": f"memory-backend-memfd,id=ram0,{size},share=on,hugetlb=on,hugetlbsize=2M",
+            "file": f"memory-backend-file,id=ram0,{size},mem-path={folder_file},share=on",
+            "file-private": f"memory-backend-file,id=ram0,{size},mem-path={folder_file},share=off",
+        }.get(self.memory)
+        machine = self.machine
+        if machine == "microvm" and self.accel.startswith("tcg"):
+            # With ACPI it has no tick until the TSC is calibrated, which fails
+            # on a loaded host: the kernel then waits for its first tick for ever.
+            machine += ",acpi=off"
+        if backend:
+            return f"{machine},memory-backend=ram0", ["-object", backend]
+        if self.memory == "numa":
+            return machine, self._numa_options()
+        return machine, []
+
+    def _numa_options(self):
+        sizes = (self.mem_mib // 2, self.mem_mib - self.mem_mib // 2)
+        cpus = (range(self.smp // 2), range(self.smp // 2, self.smp))
+        options = []
+        for node in range(2):
+            options += ["-object", f"memory-backend-memfd,id=ram{node},size={sizes[node]}M,share=on"]
+            cpu = f",cpus={cpus[node][0]}-{cpus[node][-1]}" if cpus[node] else ""
+            options += ["-numa", f"node,nodeid={node},memdev=ram{node}{cpu}"]
+        return options
+
+    def _kernel_options(self):
+        if self.kernel is None:
+            return []
+        image = self.kernel
+        if not os.path.exists(image):
+            image = host.lab(f"kernel-{self.kernel}") / "kernels" / self.kernel / "vmlinuz"
+        parameters = " ".join(f"selfcheck.{k}={int(v)}" for k, v in self.selfcheck.items())
+        # loglevel: only what the console must show; kernel lines between
+        # selfcheck's would tear them apart.
+        line = f"console=ttyS0 loglevel=3 panic=-1 oops=panic {parameters} {self.append}"
+        return ["-kernel", str(image), "-initrd", str(host.lab("initramfs") / "initramfs.cpio"),
+                "-append", " ".join(line.split())]

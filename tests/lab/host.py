@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests need of the host: processes, time, huge pages, the lab's files."""
+
+import ctypes
+import errno
+import functools
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+
+class Unavailable(Exception):
+    """This host cannot give what a test needs; tests skip on it."""
+
+
+def wait_until(condition, timeout, what, interval=0.05):
+    """Returns the first true value of condition(), or raises TimeoutError naming `what`."""
+    end = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {timeout} s")
+        time.sleep(interval)
+
+
+def process_exists(pid):
+    """True for a process that runs; a zombie counts as ended."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def end_process(pid, timeout=10):
+    """SIGKILL by process id, and waits until the process is gone; harmless when it is."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    wait_until(lambda: not process_exists(pid), timeout, f"the end of process {pid}")
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass
+
+
+def die_with_parent():
+    """For Popen's preexec_fn: a test run that is killed leaves no QEMU behind."""
+    PR_SET_PDEATHSIG = 1
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+@functools.lru_cache(maxsize=None)
+def lab(*wanted):
+    """The lab's folder, after scripts/lab.sh made sure of what is wanted."""
+    script = REPOSITORY / "scripts" / "lab.sh"
+    done = subprocess.run([script, *wanted, "path"], check=False, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise Unavailable(f'scripts/lab.sh {" ".join(wanted)}: {done.stderr.strip()}')
+    return pathlib.Path(done.stdout.splitlines()[-1])
+
+
+class HostHugepages:
+    """Reserves `mib` of 2 MiB huge pages on the host, besides those reserved before.
+
+    Raises Unavailable when the host has not that much memory in one piece.
+    """
+
+    PATH = "/proc/sys/vm/nr_hugepages"
+
+    def __init__(self, mib):
+        self.pages = (mib + 1) // 2
+        before = self._read()
+        try:
+            self._write(before + self.pages)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+                raise
+            raise Unavailable(f"{self.PATH}: {error.strerror}") from error
+        got = self._read() - before
+        if got < self.pages:
+            self._write(before)
+            raise Unavailable(f"only {max(got, 0)} of {self.pages} huge pages can be reserved")
+
+    def release(self):
+        self._write(max(0, self._read() - self.pages))
+        self.pages = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.release()
+
+    def _read(self):
+        try:
+            with open(self.PATH, encoding="ascii") as file:
+                return int(file.read())
+        except FileNotFoundError as error:
+            raise Unavailable(f"{self.PATH}: the host kernel has no huge pages") from error
+
+    def _write(self, pages):
+        with open(self.PATH, "w", encoding="ascii") as file:
+            file.write(str(pages))

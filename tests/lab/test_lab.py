@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab itself: a guest verifies itself, and notices when it was hurt."""
+
+import time
+
+import pytest
+
+from . import Guest, GuestFailed, HostHugepages, Serial, Unavailable, pattern, process_exists
+
+
+def overwrite(guest, offsets):
+    with open(guest.memory_path(), "r+b", buffering=0) as memory:
+        for offset in offsets:
+            memory.seek(offset)
+            memory.write(b"\x5a" * pattern.PAGE)
+
+
+def test_guest_becomes_ready_and_verifies():
+    with Guest() as guest:
+        total_kib, free_kib, used_kib = guest.wait_ready()
+        assert total_kib - free_kib == used_kib < 300 << 10
+        first = guest.wait_rounds(1)
+        last = guest.wait_rounds(3)
+        assert last.number >= first.number + 3
+        pid = guest.pid
+    assert not process_exists(pid)
+    assert not guest.folder.exists()
+
+
+def test_stopped_guest_verifies_after_it_continues():
+    with Guest(selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        guest.monitor.execute("stop")
+        assert guest.monitor.status() == "paused"
+        rounds = len(guest.serial.rounds())
+        time.sleep(5)
+        assert len(guest.serial.rounds()) == rounds
+        guest.monitor.execute("cont")
+        guest.wait_rounds(5)
+
+
+def test_one_damaged_page_is_noticed():
+    with Guest(memory="memfd", selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(1)
+        held = pattern.find_pages(guest.memory_path(), pattern.STEP_HELD)
+        # The default workload holds 116 MiB; a page in the middle is no leaving.
+        assert len(held) * pattern.PAGE > 100 << 20
+        overwrite(guest, [held[len(held) // 2]])
+        assert "got=0x5a5a5a5a5a5a5a5a" in guest.serial.wait_failure()
+        with pytest.raises(GuestFailed):
+            guest.wait_rounds(1)
+
+
+def test_damage_to_freed_pages_is_not_noticed():
+    with Guest(memory="memfd", selfcheck={"churn_mib": 512}) as guest:
+        guest.wait_ready()
+        # In a guest that runs, a page comes into use between its being found
+        # free and its being overwritten.
+        guest.monitor.execute("stop")
+        freed = pattern.find_pages(guest.memory_path(), pattern.STEP_CHURN)
+        assert len(freed) * pattern.PAGE > 256 << 20
+        overwrite(guest, freed)
+        guest.monitor.execute("cont")
+        guest.wait_rounds(8)
+
+
+@pytest.mark.parametrize("memory", ["file", "file-private", "hugetlb", "numa"])
+def test_every_kind_of_memory_boots(memory):
+    try:
+        with Guest(memory=memory, selfcheck={"churn_mib": 64}) as guest:
+            guest.wait_ready()
+            guest.wait_rounds(2)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("qemu, machine, kernel", [
+    ("7.2", "pc", "6.12"), ("7.2", "microvm", "6.1"),
+    ("10.0", "q35", "6.12"), ("10.0", "pc", "6.1"), ("10.0", "microvm", "6.12")])
+def test_every_machine_boots(qemu, machine, kernel):
+    with Guest(qemu=qemu, machine=machine, kernel=kernel, selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(2)
+
+
+def test_a_guest_without_a_kernel_stays_in_its_firmware():
+    with Guest(kernel=None, mem_mib=128) as guest:
+        time.sleep(1)
+        assert guest.monitor.status() == "running"
+        assert guest.serial.text() == ""
+
+
+def test_qemu_that_does_not_start_says_why():
+    with pytest.raises(RuntimeError, match="unsupported machine type"):
+        Guest(machine="no-such-machine", kernel=None).__enter__()
+
+
+def test_serial_reports_a_panic(tmp_path):
+    path = tmp_path / "serial"
+    path.write_text("selfcheck: round 7 ok total_kib=9 free_kib=5 procs=2\r\n"
+                    "[    9.1] Kernel panic - not syncing: lost a page\r\n", encoding="ascii")
+    assert Serial(path).rounds()[0].number == 7
+    with pytest.raises(GuestFailed, match="lost a page"):
+        Serial(path).check()
+
+
+def test_host_hugepages_are_given_back():
+    def reserved():
+        with open(HostHugepages.PATH, encoding="ascii") as file:
+            return int(file.read())
+    try:
+        before = reserved()
+        with HostHugepages(8):
+            assert reserved() == before + 4
+        assert reserved() == before
+    except (Unavailable, FileNotFoundError) as reason:
+        pytest.skip(str(reason))
