@@ -3,7 +3,7 @@
 # Fills the lab: guest kernels, QEMU builds and the initramfs that the tests
 # and the demo boot. Everything is kept in one cache folder; what is already
 # there whole is left alone, so a second run works offline and at once.
-set -euo pipefail
+set -eEuo pipefail
 
 lab=${VMSIEVE_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/vmsieve-lab}
 source_dir=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -31,6 +31,9 @@ USAGE
 say() { echo "lab: $*"; }
 die() { echo "lab: $*" >&2; exit 1; }
 
+# Everything is made here first and moved to its place when it is whole.
+making=$lab/.making
+
 # ---- Debian packages from suites that this machine does not use ------------
 
 mirror_uri() {
@@ -39,10 +42,11 @@ mirror_uri() {
         return
     fi
     # apt itself reads the sources, so that every format it knows is understood.
+    # --no-release-info: also where no list was ever downloaded.
     local uri
     # shellcheck disable=SC2016  # $(...) here is apt's notation, not the shell's
-    uri=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' \
-                  'Created-By: Packages' |
+    uri=$(apt-get indextargets --no-release-info \
+                  --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
           awk '$1 ~ /^(bookworm|trixie|sid|stable|oldstable|testing|unstable)$/ &&
                $2 == "main" && !seen { print $3; seen = 1 }')
     [[ -n $uri ]] || die "apt's sources name no Debian mirror: set VMSIEVE_DEBIAN_MIRROR"
@@ -110,51 +114,57 @@ unpack_packages() {
     rm -rf "$debs"
 }
 
-# depends_matching NAME PACKAGE REGEX: the first dependency of PACKAGE that matches.
+# depends_matching NAME PACKAGE REGEX: the dependencies of PACKAGE that match.
 depends_matching() {
     apt_in "$1" apt-cache depends "$2" |
-        awk -v want="$3" '$1 == "Depends:" && $2 ~ want && !seen { print $2; seen = 1 }'
+        awk -v want="$3" '$1 == "Depends:" && $2 ~ want { print $2 }'
 }
 
 # ---- guest kernels ---------------------------------------------------------
 
-# The virtio drivers are modules in Debian's cloud kernel. A guest needs none to
-# boot; those that it may load are kept beside the kernel.
-modules_kept='/(virtio|virtio_ring|virtio_pci|virtio_pci_modern_dev|virtio_pci_legacy_dev|virtio_blk|virtio_balloon|virtio_mem|virtio_mmio|net_failover|failover|virtio_net)\.ko'
+# The cloud kernel's virtio drivers are modules, which a guest needs only for
+# virtio devices: an archive to append to the initramfs.
+drivers='/(virtio|virtio_ring|virtio_pci|virtio_pci_modern_dev|virtio_pci_legacy_dev|virtio_mmio|virtio_blk|virtio_balloon|virtio_mem)\.ko(\.xz)?$'
 
-# need_kernel VERSION SUITE: kernels/VERSION with vmlinuz, release and modules/.
+# pack_drivers FOLDER ARCHIVE
+pack_drivers() {
+    local root=$making/drivers
+    mkdir -p "$root/drivers"
+    find "$1" -type f | { grep -E "$drivers" || true; } | xargs -r cp -t "$root/drivers"
+    find "$root" -name '*.xz' -exec unxz {} +
+    pack_cpio "$root" "$2"
+}
+
+pack_cpio() {
+    (cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 --reproducible) > "$2"
+}
+
+# need_kernel VERSION SUITE: kernels/VERSION with vmlinuz, drivers.cpio and release.
 need_kernel() {
-    local version=$1 suite=$2 home=$lab/kernels/$1
-    [[ -f $home/release ]] && return
-    open_suites "kernel-$version" /dev/null "$suite"
+    local name=kernel-$1 suite=$2 home=$lab/kernels/$1
+    [[ -f $home/drivers.cpio ]] && return
+    open_suites "$name" /dev/null "$suite"
 
-    # The meta package names the newest image; from 7.x on the kernel itself is
-    # in a package that the image depends on.
-    local image binary
-    image=$(depends_matching "kernel-$version" linux-image-cloud-amd64 '^linux-image-[0-9]')
+    # The meta package names the newest image; from 7.x on the kernel and its
+    # modules are in packages that the image depends on.
+    local image parts
+    image=$(depends_matching "$name" linux-image-cloud-amd64 '^linux-image-[0-9]')
     [[ -n $image ]] || die "$suite has no linux-image-cloud-amd64"
-    binary=$(depends_matching "kernel-$version" "$image" '^linux-binary-')
+    mapfile -t parts < <(depends_matching "$name" "$image" '^linux-(binary|modules)-')
 
-    local temp=$lab/kernels/.$version.$$
-    rm -rf "$temp"
-    mkdir -p "$temp"
-    unpack_packages "kernel-$version" "$temp/root" "$image" ${binary:+"$binary"}
-
-    local vmlinuz
-    vmlinuz=$(find "$temp/root" \( -path '*/boot/vmlinuz-*' -o -path '*/lib/modules/*/vmlinu[xz]' \) -type f | head -n 1)
-    [[ -n $vmlinuz ]] || die "$image holds no kernel"
-    mv "$vmlinuz" "$temp/vmlinuz"
-    mkdir "$temp/modules"
-    find "$temp/root" -name '*.ko*' -type f | grep -E "$modules_kept" |
-        xargs -r -I{} mv {} "$temp/modules/"
-    find "$temp/modules" -name '*.xz' -exec unxz {} +
-    rm -rf "$temp/root"
-    echo "${image#linux-image-}" > "$temp/release"
+    rm -rf "$making"
+    mkdir -p "$making/home"
+    unpack_packages "$name" "$making/root" "$image" "${parts[@]}"
+    find "$making/root" \( -path '*/boot/vmlinuz-*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
+         -type f -exec mv {} "$making/home/vmlinuz" \;
+    [[ -f $making/home/vmlinuz ]] || die "$image holds no kernel"
+    pack_drivers "$making/root" "$making/home/drivers.cpio"
+    echo "${image#linux-image-}" > "$making/home/release"
 
     rm -rf "$home"
-    mv "$temp" "$home"
-    close_suites "kernel-$version"
-    say "kernel $version is $(<"$home/release")"
+    mv "$making/home" "$home"
+    close_suites "$name"
+    say "kernel $1 is $(<"$home/release")"
 }
 
 # ---- QEMU ------------------------------------------------------------------
@@ -173,14 +183,14 @@ need_qemu_10_0() {
         apt_in "$name" apt-get install -s -t bookworm-backports "${own[@]}" |
         sed -nE 's/^Inst (lib[^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
 
-    local temp=$lab/.qemu-10.0.$$
-    rm -rf "$temp"
-    unpack_packages "$name" "$temp/root" -t bookworm-backports "${own[@]}" "${libraries[@]}"
-    write_qemu_wrapper "$temp/qemu-10.0"
-    "$temp/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 does not run"
+    rm -rf "$making"
+    unpack_packages "$name" "$making/home/root" \
+                    -t bookworm-backports "${own[@]}" "${libraries[@]}"
+    write_qemu_wrapper "$making/home/qemu-10.0"
+    "$making/home/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 does not run"
 
     rm -rf "$home"
-    mv "$temp" "$home"
+    mv "$making/home" "$home"
     close_suites "$name"
     say "$("$home/qemu-10.0" --version | head -n 1)"
 }
@@ -214,21 +224,18 @@ need_initramfs() {
     [[ -f $lab/initramfs.cpio && -f $lab/initramfs.sources &&
        $(<"$lab/initramfs.sources") == "$sources" ]] && return
 
-    local temp=$lab/.initramfs.$$
-    rm -rf "$temp"
-    mkdir -p "$temp/root"/{bin,dev,proc,sys,tmp,cache}
+    rm -rf "$making"
+    mkdir -p "$making/root"/{bin,dev,proc,sys,tmp,cache}
     # -fno-tree-vectorize: plain 8-byte moves are the fastest under emulation.
     gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
-        -o "$temp/root/bin/selfcheck" "$guests"/*.c
-    cp "$(command -v busybox)" "$temp/root/bin/busybox"
-    ln -s busybox "$temp/root/bin/sh"
-    install -m 755 "$guests/init" "$temp/root/init"
-    (cd "$temp/root" && find . | LC_ALL=C sort |
-        cpio --quiet -o -H newc -R 0:0 --reproducible > "$temp/initramfs.cpio")
+        -o "$making/root/bin/selfcheck" "$guests"/*.c
+    cp "$(command -v busybox)" "$making/root/bin/busybox"
+    ln -s busybox "$making/root/bin/sh"
+    install -m 755 "$guests/init" "$making/root/init"
+    pack_cpio "$making/root" "$making/initramfs.cpio"
     rm -f "$lab/initramfs.sources"
-    mv "$temp/initramfs.cpio" "$lab/initramfs.cpio"
+    mv "$making/initramfs.cpio" "$lab/initramfs.cpio"
     echo "$sources" > "$lab/initramfs.sources"
-    rm -rf "$temp"
     say "initramfs built"
 }
 
@@ -239,6 +246,8 @@ mkdir -p "$lab/kernels"
 # One filler at a time: two test runs may start together.
 exec 9> "$lab/.lock"
 flock 9
+trap 'rm -rf "$making"' EXIT
+trap 'echo "lab: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 
 for what in "$@"; do
     case $what in

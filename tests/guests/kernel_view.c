@@ -137,8 +137,9 @@ static struct {
   const char* path;
   uint64_t hash;
 } constants[] = {
-    {"/proc/self/cmdline", 0}, {"/proc/cmdline", 0},   {"/proc/version", 0}, {"/proc/mounts", 0},
-    {"/proc/filesystems", 0},  {"/proc/net/route", 0}, {"/bin/busybox", 0},  {"/bin/selfcheck", 0},
+    {"/proc/self/cmdline", 0}, {"/proc/cmdline", 0}, {"/proc/version", 0}, {"/proc/filesystems", 0},
+    {"/proc/net/route", 0},    {"/proc/misc", 0},    {"/bin/busybox", 0},  {"/bin/selfcheck", 0},
+    {"/dev/vda", 0},  // a disk, where there is one: page cache that could be dropped
 };
 
 static uint64_t file_hash(const char* path) {
@@ -244,6 +245,8 @@ void kernel_log_check(void) {
 void kernel_view_set_up(void) {
   set_up_tree();
   set_up_counters();
+  // Stays open: with the last close of a disk its page cache goes.
+  open("/dev/vda", O_RDONLY | O_CLOEXEC);
   for (size_t i = 0; i < sizeof constants / sizeof *constants; i++)
     constants[i].hash = file_hash(constants[i].path);
 }

@@ -17,7 +17,7 @@ def boot(options, extra):
                   mem_mib=options.mem_mib, smp=options.smp, accel=options.accel,
                   kernel=None if options.kernel == "none" else options.kernel,
                   append=options.append, extra=extra, name=options.name or "guest",
-                  vga=options.vga, folder=folder, detached=True,
+                  drivers=options.drivers, vga=options.vga, folder=folder, detached=True,
                   selfcheck=dict(item.split("=", 1) for item in options.selfcheck))
     begin = time.monotonic()
     guest.start()
@@ -57,6 +57,7 @@ def main():
     command.add_argument("--selfcheck", action="append", default=[], metavar="NAME=N",
                          help="a parameter of the workload, as busy=1")
     command.add_argument("--name")
+    command.add_argument("--drivers", action="store_true", help="load the virtio drivers")
     command.add_argument("--vga", action="store_true", help="with a VGA adapter")
     command.add_argument("--folder", help="for its sockets and files (a new one)")
     command.add_argument("--no-wait", action="store_true", help="do not wait until it is ready")

@@ -30,6 +30,8 @@ class Guest:
     kernel     a kernel of the lab ('6.1', '6.12', ...), a path, or None: the guest
                stays in its firmware, which also runs where Linux does not
     selfcheck  parameters of the workload, as {'busy': 1, 'churn_mib': 512}
+    drivers    with the kernel's virtio drivers (block, balloon, mem) loaded. selfcheck
+               watches that the content of /dev/vda, if there is one, stays as it is
     append     more for the kernel command line
     extra      more QEMU arguments
     cpu        a -cpu argument; None: one that the guest runs well on
@@ -40,8 +42,8 @@ class Guest:
     """
 
     def __init__(self, qemu="7.2", machine="q35", memory="plain", mem_mib=1024, smp=2,
-                 kernel="6.1", append="", selfcheck=None, extra=(), accel="tcg,thread=multi",
-                 cpu=None, name=None, vga=False, folder=None, detached=False):
+                 kernel="6.1", append="", selfcheck=None, drivers=False, extra=(),
+                 accel="tcg,thread=multi", cpu=None, name=None, vga=False, folder=None, detached=False):
         if memory not in MEMORIES:
             raise ValueError(f'memory={memory!r} is none of {", ".join(MEMORIES)}')
         self.qemu, self.machine, self.memory = qemu, machine, memory
@@ -49,7 +51,7 @@ class Guest:
         self.append, self.selfcheck, self.extra = append, dict(selfcheck or {}), list(extra)
         self.cpu = cpu or self._default_cpu()
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
-        self.vga, self.detached = vga, detached
+        self.drivers, self.vga, self.detached = drivers, vga, detached
 
         self._own_folder = folder is None
         self.folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="vmsieve-lab-"))
@@ -223,12 +225,20 @@ class Guest:
     def _kernel_options(self):
         if self.kernel is None:
             return []
-        image = self.kernel
+        image, initramfs = self.kernel, host.lab("initramfs") / "initramfs.cpio"
         if not os.path.exists(image):
             image = host.lab(f"kernel-{self.kernel}") / "kernels" / self.kernel / "vmlinuz"
+        if self.drivers:
+            initramfs = self._initramfs_with_drivers(initramfs, image.with_name("drivers.cpio"))
         parameters = " ".join(f"selfcheck.{k}={int(v)}" for k, v in self.selfcheck.items())
         # loglevel: only what the console must show; kernel lines between
         # selfcheck's would tear them apart.
         line = f"console=ttyS0 loglevel=3 panic=-1 oops=panic {parameters} {self.append}"
-        return ["-kernel", str(image), "-initrd", str(host.lab("initramfs") / "initramfs.cpio"),
+        return ["-kernel", str(image), "-initrd", str(initramfs),
                 "-append", " ".join(line.split())]
+
+    def _initramfs_with_drivers(self, initramfs, drivers):
+        # The kernel unpacks archives that follow each other, one after the other.
+        both = self.folder / "initramfs.cpio"
+        both.write_bytes(initramfs.read_bytes() + drivers.read_bytes())
+        return both

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab itself: a guest verifies itself, and notices when it was hurt."""
 
+import os
 import time
 
 import pytest
 
-from . import Guest, GuestFailed, HostHugepages, Serial, Unavailable, pattern, process_exists
+from . import Guest, GuestFailed, HostHugepages, Serial, Unavailable, pattern, process_exists, wait_until
 
 
 def overwrite(guest, offsets):
@@ -82,6 +83,20 @@ def test_every_machine_boots(qemu, machine, kernel):
     with Guest(qemu=qemu, machine=machine, kernel=kernel, selfcheck={"churn_mib": 64}) as guest:
         guest.wait_ready()
         guest.wait_rounds(2)
+
+
+def test_disk_and_balloon_work_with_the_drivers(tmp_path):
+    disk = tmp_path / "disk"
+    disk.write_bytes(os.urandom(16 << 20))
+    extra = ["-drive", f"file={disk},format=raw,if=virtio", "-device", "virtio-balloon-pci"]
+    with Guest(drivers=True, extra=extra, selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        free_kib = guest.wait_rounds(5).free_kib
+        guest.monitor.execute("balloon", value=896 << 20)
+        wait_until(lambda: guest.wait_rounds(1).free_kib < free_kib - (100 << 10), 30, "the balloon")
+        read = guest.monitor.execute("query-blockstats")[0]["stats"]["rd_bytes"]
+        # All of it once, and from the guest's page cache from then on.
+        assert 16 << 20 <= read < 20 << 20
 
 
 def test_a_guest_without_a_kernel_stays_in_its_firmware():

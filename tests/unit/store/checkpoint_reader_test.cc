@@ -212,7 +212,7 @@ TEST_F(CheckpointReaderTest, TruncationThatTheManifestAgreesWithIsFoundToo) {
 }
 
 TEST_F(CheckpointReaderTest, AByteInAGapIsFound) {
-  const auto& frames = open()->index().frames;
+  const std::vector<Frame> frames = open()->index().frames;
   const u64 gap = frames[2].offset + frames[2].stored_bytes;
   ASSERT_LT(gap, frames[3].offset);
   std::string memory = read_file(folder() / "memory");

@@ -36,8 +36,9 @@ TemporaryDirectory::~TemporaryDirectory() {
   fs::remove_all(path_, ignored);
 }
 
-TemporaryMount::TemporaryMount(const fs::path& path, const std::string& options) : path_(path) {
-  mounted_ = ::geteuid() == 0 && ::mount("vmsieve-test", path.c_str(), "tmpfs", 0, options.c_str()) == 0;
+TemporaryMount::TemporaryMount(const fs::path& path, const std::string& options, const char* type)
+    : path_(path) {
+  mounted_ = ::geteuid() == 0 && ::mount("vmsieve-test", path.c_str(), type, 0, options.c_str()) == 0;
 }
 
 TemporaryMount::~TemporaryMount() {

@@ -33,10 +33,10 @@ class TemporaryDirectory {
   fs::path path_;
 };
 
-/// A tmpfs mounted for a test; not mounted when the test may not mount.
+/// A file system in memory, mounted for a test; not mounted when the test may not mount.
 class TemporaryMount {
  public:
-  TemporaryMount(const fs::path& path, const std::string& options);
+  TemporaryMount(const fs::path& path, const std::string& options, const char* type = "tmpfs");
   ~TemporaryMount();
   TemporaryMount(const TemporaryMount&) = delete;
   TemporaryMount& operator=(const TemporaryMount&) = delete;
