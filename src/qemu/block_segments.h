@@ -18,13 +18,12 @@ namespace vmsieve {
 struct BlockSegment {
   enum class Kind {
     kShared,     ///< shared file mapping (memfd, tmpfs, hugetlbfs, shared anonymous): through the file
-    kPrivate,    ///< private mapping of a file or of huge pages: populated pages from the process, the
-                 ///< others from the file, or zeros when there is none
-    kAnonymous,  ///< private memory: all from the process, since reading maps no more than the zero page
+    kPrivate,    ///< private mapping: populated pages from the process, the others from the file, or
+                 ///< zeros when there is none
   };
   u64 start = 0;  ///< bytes into the block
   u64 end = 0;
-  Kind kind = Kind::kAnonymous;
+  Kind kind = Kind::kPrivate;
   HostVirtual host;                      ///< of `start`
   std::shared_ptr<const UniqueFd> file;  ///< none for memory without a file
   u64 file_offset = 0;                   ///< of `start`

@@ -63,8 +63,9 @@ struct LiveMemory::Impl {
 };
 
 /// Pages that the process has of its own come from the process; the others from the file, or are zeros
-/// without one, since a read through the mapping would put the file's holes into the page cache, or
-/// take huge pages from the pool.
+/// without one. A read through the mapping would put the file's holes into the page cache, take huge
+/// pages from the pool, and even for plain anonymous memory not every kernel maps the zero page: some
+/// allocate (seen on a 6.18 kernel).
 Result<void> LiveMemory::Impl::read_private(const BlockSegment& segment, u64 offset,
                                             std::span<std::byte> out) const {
   const u64 start = round_down(offset, kPageSize);
@@ -96,7 +97,6 @@ Result<void> LiveMemory::Impl::read_segment(const BlockSegment& segment, u64 off
     case Kind::kShared:
       return read_file(segment.file->get(), segment.file_offset + (offset - segment.start), out);
     case Kind::kPrivate: return read_private(segment, offset, out);
-    case Kind::kAnonymous: return read_process_memory(pid, segment.host + (offset - segment.start), out);
   }
   return make_error(ErrorKind::kUnsupported, "unknown kind of mapping");
 }

@@ -347,7 +347,9 @@ TEST(SearchVmcoreInfo, LooksAtPageStartsOnly) {
 TEST(SearchVmcoreInfo, NoteMustHaveThePossibleSize) {
   FakeGuest guest;
   guest.memory().write_le(FakeGuest::kNotePages + 4, u32{0x10'0000});
-  for (const auto& candidate : *search_vmcoreinfo(guest.memory(), 2)) EXPECT_FALSE(candidate.note);
+  const auto found = search_vmcoreinfo(guest.memory(), 2);
+  ASSERT_TRUE(found);
+  for (const auto& candidate : *found) EXPECT_FALSE(candidate.note);
 }
 
 TEST(SearchVmcoreInfo, NoteCutByTheEndOfRamEndsThere) {
