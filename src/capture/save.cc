@@ -52,6 +52,8 @@ struct Save {
   KernelSearch search;
   u64 estimated_read_pages = 0;
 
+  std::string blocks_text;  ///< `info ramblock` as it was when the layout was read
+
   const RamLayout& layout() const { return vm.memory->layout(); }
 };
 
@@ -87,6 +89,14 @@ Result<void> describe_machine(Save& save) {
     m.mappings.push_back({mapping.address.value, mapping.bytes, mapping.block, mapping.block_offset});
   }
   return {};
+}
+
+/// Memory that is gone reads as zeros, not as an error. So ask once all is read whether QEMU is still
+/// there and still has the RAM blocks that were read (nothing was plugged or unplugged meanwhile).
+Result<void> check_same_memory(Save& save) {
+  VMSIEVE_ASSIGN(const std::string now, save.vm.qmp->human("info ramblock"));
+  if (now == save.blocks_text) return {};
+  return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
 }
 
 PagePlan make_plan(const Save& save, const FreePages& free) {
@@ -265,6 +275,7 @@ Result<Stopped> capture_stopped(Save& save, PauseGuard& guard, CapturePipeline& 
   const Stopwatch reading;
   VMSIEVE_TRY(read_out(*save.vm.memory, pipeline, std::move(chunks), threads, progress));
   if (pipeline.failed()) return Error(ErrorKind::kIo, "the store cannot be written");
+  VMSIEVE_TRY(check_same_memory(save));
   save.pause.read_ms = reading.ms();
 
   const Stopwatch resuming;
@@ -289,6 +300,7 @@ Result<SaveReport> save_paused(const VmAddress& address, Store& store, const Sav
   // ---- The guest runs. Everything that can fail or take long comes first.
   progress({"attaching", 0, 0});
   VMSIEVE_ASSIGN(save.vm, attach(address));
+  VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
   VMSIEVE_TRY(check_migratable(*save.vm.qmp));
   VMSIEVE_TRY(describe_machine(save));
   VMSIEVE_ASSIGN(auto guard, PauseGuard::make(*save.vm.qmp));

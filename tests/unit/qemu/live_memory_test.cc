@@ -382,6 +382,7 @@ TEST(LiveMemory, MemoryThatGoesAwayIsAnErrorNamingTheBlock) {
   const Mapped ram{kBlockBytes, MAP_PRIVATE | MAP_ANONYMOUS};
   const auto memory = must_open(layout_of(ram));
   ASSERT_NE(memory, nullptr);
+  ram.fill(8, 0xaa);
   ASSERT_EQ(::mprotect(ram.page(8), kPageSize, PROT_NONE), 0);
   std::vector<std::byte> bytes(kBlockBytes);
   const auto read = memory->read_block(0, 0, bytes);

@@ -124,7 +124,8 @@ TEST_F(PagemapOfThisProcess, ScanLeavesTheZeroPageOut) {
     GTEST_SKIP() << "this kernel has no PAGEMAP_SCAN";
   ASSERT_TRUE(scan) << scan.error().message();
   // Some kernels give a page of its own to whoever reads first.
-  if (*scan == std::vector{ByteRange{address(0), address(8)}}) GTEST_SKIP() << "this kernel maps no zero page";
+  if (*scan == std::vector{ByteRange{address(0), address(8)}})
+    GTEST_SKIP() << "this kernel maps no zero page";
   EXPECT_THAT(*scan, ElementsAre(ByteRange{address(3), address(4)}));
 }
 

@@ -53,9 +53,15 @@ class RamblockSearch : public testing::Test {
     return static_cast<char*>(
         ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   }
+  /// Names of this test alone: what earlier tests left on the heap must not be found.
+  static std::string ram_name() { return own_name("ram"); }
+  static std::string rom_name() { return own_name("rom"); }
+  static std::string own_name(const char* block) {
+    return fmt::format("{}-{}", testing::UnitTest::GetInstance()->current_test_info()->name(), block);
+  }
   static u64 number(const char* at) { return reinterpret_cast<u64>(at); }
 
-  void put(u64 at, const char* name, u64 host, u64 used, u64 total) {
+  void put(u64 at, const std::string& name, u64 host, u64 used, u64 total) {
     FakeBlock block{};
     block.head[0] = 0x5555;
     block.host = host;
@@ -63,7 +69,7 @@ class RamblockSearch : public testing::Test {
     block.used = used;
     block.total = total;
     block.flags = 0xffffffff;
-    std::strncpy(block.idstr, name, sizeof block.idstr - 1);
+    std::strncpy(block.idstr, name.c_str(), sizeof block.idstr - 1);
     std::memcpy(arena_ + at, &block, sizeof block);
   }
 
@@ -78,8 +84,7 @@ class RamblockSearch : public testing::Test {
   }
 
   std::vector<RamblockTarget> two_targets() const {
-    return {{"test-block-ram", kMiB, kMiB, HostVirtual{number(ram_)}},
-            {"test-block-rom", 0x3000, 0x9000, {}}};
+    return {{ram_name(), kMiB, kMiB, HostVirtual{number(ram_)}}, {rom_name(), 0x3000, 0x9000, {}}};
   }
 
   char* arena_ = nullptr;
@@ -90,9 +95,9 @@ class RamblockSearch : public testing::Test {
 };
 
 TEST_F(RamblockSearch, FindsABlockByTheMeasuredPlaces) {
-  put(1000, "test-block-ram", number(ram_), kMiB, kMiB);
+  put(1000, ram_name(), number(ram_), kMiB, kMiB);
   // Across the border of two chunks.
-  put(kMiB - 100, "test-block-rom", number(rom_), 0x3000, 0x9000);
+  put(kMiB - 100, rom_name(), number(rom_), 0x3000, 0x9000);
   auto targets = two_targets();
   const auto found = search(targets);
   ASSERT_TRUE(found) << found.error().message();
@@ -100,10 +105,10 @@ TEST_F(RamblockSearch, FindsABlockByTheMeasuredPlaces) {
 }
 
 TEST_F(RamblockSearch, StaleCopyWithOtherSizesIsNoMatter) {
-  put(1000, "test-block-ram", number(ram_), kMiB, kMiB);
-  put(5000, "test-block-rom", number(other_), 0x4000, 0x9000);
-  put(9000, "test-block-rom", number(rom_), 0x3000, 0x9000);
-  put(13000, "test-block-rom", 0x1000, 0x3000, 0x9000);
+  put(1000, ram_name(), number(ram_), kMiB, kMiB);
+  put(5000, rom_name(), number(other_), 0x4000, 0x9000);
+  put(9000, rom_name(), number(rom_), 0x3000, 0x9000);
+  put(13000, rom_name(), 0x1000, 0x3000, 0x9000);
   put(17000, "test-block-rom-2", number(other_), 0x3000, 0x9000);
   auto targets = two_targets();
   const auto found = search(targets);
@@ -112,9 +117,9 @@ TEST_F(RamblockSearch, StaleCopyWithOtherSizesIsNoMatter) {
 }
 
 TEST_F(RamblockSearch, TwoPossibleAddressesAreRefused) {
-  put(1000, "test-block-ram", number(ram_), kMiB, kMiB);
-  put(5000, "test-block-rom", number(other_), 0x3000, 0x9000);
-  put(9000, "test-block-rom", number(rom_), 0x3000, 0x9000);
+  put(1000, ram_name(), number(ram_), kMiB, kMiB);
+  put(5000, rom_name(), number(other_), 0x3000, 0x9000);
+  put(9000, rom_name(), number(rom_), 0x3000, 0x9000);
   auto targets = two_targets();
   const auto found = search(targets);
   ASSERT_FALSE(found);
@@ -123,24 +128,24 @@ TEST_F(RamblockSearch, TwoPossibleAddressesAreRefused) {
 }
 
 TEST_F(RamblockSearch, MissingBlockIsNamed) {
-  put(1000, "test-block-ram", number(ram_), kMiB, kMiB);
+  put(1000, ram_name(), number(ram_), kMiB, kMiB);
   auto targets = two_targets();
   const auto found = search(targets);
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().kind(), ErrorKind::kUnsupported);
-  EXPECT_THAT(found.error().message(), HasSubstr("'test-block-rom'"));
+  EXPECT_THAT(found.error().message(), HasSubstr("'" + rom_name() + "'"));
 }
 
 TEST_F(RamblockSearch, AddressThatIsNotMappedIsNotTaken) {
-  put(1000, "test-block-ram", number(ram_), kMiB, kMiB);
-  put(5000, "test-block-rom", 0x7000, 0x3000, 0x9000);
+  put(1000, ram_name(), number(ram_), kMiB, kMiB);
+  put(5000, rom_name(), 0x7000, 0x3000, 0x9000);
   auto targets = two_targets();
   EXPECT_FALSE(search(targets));
 }
 
 TEST_F(RamblockSearch, WithoutAnyKnownAddressNothingIsAccepted) {
-  put(1000, "test-block-rom", number(rom_), 0x3000, 0x9000);
-  std::vector<RamblockTarget> targets{{"test-block-rom", 0x3000, 0x9000, {}}};
+  put(1000, rom_name(), number(rom_), 0x3000, 0x9000);
+  std::vector<RamblockTarget> targets{{rom_name(), 0x3000, 0x9000, {}}};
   EXPECT_FALSE(search(targets));
 }
 
