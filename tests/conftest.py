@@ -80,7 +80,7 @@ def monitor(guest, command, **arguments):
 
 def hmp(guest, line):
     with guest.qmp() as qmp:
-        return qmp.hmp(line)
+        return qmp.human(line)
 
 
 def is_running(guest):

@@ -17,9 +17,9 @@ namespace vmsieve {
 /// allocate anything.
 struct BlockSegment {
   enum class Kind {
-    kShared,     ///< shared file mapping (memfd, tmpfs, hugetlbfs, shared anonymous): through the file
-    kPrivate,    ///< private mapping: populated pages from the process, the others from the file, or
-                 ///< zeros when there is none
+    kShared,   ///< shared file mapping (memfd, tmpfs, hugetlbfs, shared anonymous): through the file
+    kPrivate,  ///< private mapping: populated pages from the process, the others from the file, or
+               ///< zeros when there is none
   };
   u64 start = 0;  ///< bytes into the block
   u64 end = 0;

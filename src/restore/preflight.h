@@ -32,11 +32,11 @@ Result<void> check_obstacles(const QemuCommandLine& command_line, const std::str
 /// checkpoint leaves out do not read as zeros then.
 bool fills_memory_itself(const QemuCommandLine& command_line);
 
-/// What is checked when the new QEMU answers, before it gets the first byte.
-
 /// kIncompatible when `version` is older than the checkpoint's QEMU: an older one refuses, or worse ignores,
 /// what it does not know. A newer one, and another release of the same series, take the old machine types.
 Result<void> check_version(const Manifest& manifest, std::string_view version);
+
+/// What is checked when the new QEMU answers, before it gets the first byte.
 
 /// Compares `info ramblock` with the checkpoint's blocks: QEMU would find out too, but in the middle and in
 /// other words. kIncompatible names block and sizes. Blocks that only the new QEMU has are left alone.

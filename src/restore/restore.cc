@@ -8,6 +8,7 @@
 #include "vmsieve/base/clock.h"
 #include "vmsieve/qemu/machine.h"
 #include "vmsieve/restore/command_line.h"
+#include "vmsieve/restore/executable_version.h"
 #include "vmsieve/restore/launch.h"
 #include "vmsieve/restore/preflight.h"
 #include "vmsieve/restore/qmp_place.h"
@@ -126,7 +127,6 @@ Result<void> bring_back(const CheckpointReader& reader, const MemoryIndex& index
                         std::span<const std::byte> device_state, FrameFeed& feed, RunningQemu& qemu,
                         bool old_bytes_show, bool run, const ProgressFunction& progress,
                         RestoreReport& report) {
-  VMSIEVE_TRY(check_version(reader.manifest(), qemu.qmp().version()));
   VMSIEVE_TRY(check_blocks(reader.manifest(), qemu.qmp()));
 
   // ---- the new QEMU gets the checkpoint; it ends by itself if we do ----
@@ -159,6 +159,8 @@ Result<RestoreReport> restore(const Store& store, const std::string& id, const R
   VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
   VMSIEVE_ASSIGN(const std::string executable,
                  find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
+  VMSIEVE_ASSIGN(const std::string version, read_executable_version(executable));
+  VMSIEVE_TRY(check_version(manifest, version));
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
   VMSIEVE_TRY(check_accelerator(command_line));
   VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));

@@ -35,6 +35,14 @@ std::string object_context(const std::string& id, std::string_view object) {
   return fmt::format("checkpoint {}, object {}", id, object);
 }
 
+/// An object that the manifest names and that is not there is damage, not a wrong name.
+Result<std::unique_ptr<ObjectReader>> open_object(const Store& store, const std::string& id,
+                                                  std::string_view object) {
+  auto opened = store.open(id, object);
+  if (opened || opened.error().kind() != ErrorKind::kNotFound) return opened;
+  return Error(ErrorKind::kDamaged, opened.error().message()).with_context(object_context(id, object));
+}
+
 PageCounts count_pages(const MemoryIndex& index) {
   PageCounts counts;
   for (const BlockIndex& block : index.blocks) {
@@ -101,7 +109,7 @@ Result<CheckpointReader::Memory> CheckpointReader::open_memory(const Store& stor
   const std::string context = object_context(id, "memory");
   Memory memory;
   memory.id = id;
-  VMSIEVE_ASSIGN(memory.object, store.open(id, "memory"));
+  VMSIEVE_ASSIGN(memory.object, open_object(store, id, "memory"));
   const u64 size = memory.object->size();
   if (expected_bytes && size != *expected_bytes) {
     return make_error(ErrorKind::kDamaged, "{}: it has {} bytes, the manifest says {}", context, size,
@@ -132,7 +140,7 @@ Result<void> CheckpointReader::open_objects(const Store& store) {
       VMSIEVE_ASSIGN(Memory memory, open_memory(store, manifest_.id, said.bytes));
       memories_.push_back(std::move(memory));
     } else {
-      VMSIEVE_ASSIGN(object, store.open(manifest_.id, said.name));
+      VMSIEVE_ASSIGN(object, open_object(store, manifest_.id, said.name));
       if (object->size() != said.bytes) {
         return make_error(ErrorKind::kDamaged, "{}: it has {} bytes, the manifest says {}",
                           object_context(manifest_.id, said.name), object->size(), said.bytes);

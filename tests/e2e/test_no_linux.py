@@ -23,7 +23,7 @@ def test_firmware_prompt_is_saved_in_full(vmsieve, tmp_path, machine):
         restored = vmsieve.restore(saved["checkpoint"], tmp_path / "serial")
         with Qmp(restored["qmp"]) as qmp:
             assert qmp.execute("query-status")["running"] is True
-            assert qmp.hmp("xp /64xb 0xf0000") == memory
+            assert qmp.human("xp /64xb 0xf0000") == memory
 
 
 @pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no /dev/kvm")

@@ -122,14 +122,13 @@ def test_a_foreign_object_is_found(copy, tmp_path, name):
 def test_a_missing_object_is_found(copy, tmp_path, name):
     vmsieve, checkpoint, folder = copy
     (folder / name).unlink()
-    assert vmsieve.fails("verify", checkpoint).code in (DAMAGED, NOT_FOUND)
-    assert vmsieve.fails("log").code == DAMAGED if False else True
+    assert vmsieve.fails("verify", checkpoint).code == DAMAGED
     assert_never_starts(vmsieve, checkpoint, tmp_path)
 
 
 def test_another_ram_size_is_refused(copy, tmp_path):
     vmsieve, checkpoint, _ = copy
-    failed = vmsieve.fails("restore", checkpoint, "--set", "m=1024")
+    failed = vmsieve.fails("restore", checkpoint, "--set", "m=1024", "--set", "serial=null")
     assert failed.code == INCOMPATIBLE
     assert "pc.ram" in failed.stderr
 
@@ -137,7 +136,7 @@ def test_another_ram_size_is_refused(copy, tmp_path):
 def test_another_machine_is_refused(copy, tmp_path):
     vmsieve, checkpoint, _ = copy
     before = qemus()
-    failed = vmsieve.fails("restore", checkpoint, "--", "-device", "virtio-rng-pci")
+    failed = vmsieve.fails("restore", checkpoint, "--set", "serial=null", "--", "-device", "virtio-rng-pci")
     assert failed.code in (INCOMPATIBLE, REFUSED), failed.stderr
     assert qemus() - before == set()
 
@@ -197,7 +196,7 @@ def test_a_monitor_that_never_answers(vmsieve, tmp_path):
 def test_a_held_monitor_is_named(vmsieve):
     with Guest(kernel=None, mem_mib=128, smp=1) as guest:
         with socket.socket(socket.AF_UNIX) as holder:
-            holder.connect(guest.qmp_path)
+            holder.connect(str(guest.qmp_path))
             holder.recv(100)
             failed = vmsieve.fails("save", guest.qmp_path)
             assert failed.code in (VANISHED, 10)
@@ -220,18 +219,14 @@ def test_a_qemu_that_vanishes_in_mid_save(vmsieve):
         vmsieve.run("verify", checkpoint["checkpoint"])
 
 
-def test_a_migration_blocker_is_passed_on(vmsieve, tmp_path):
-    share = tmp_path / "share"
-    share.mkdir()
+def test_a_migration_blocker_is_passed_on(vmsieve):
     with Guest(kernel=None, mem_mib=128, smp=1,
-               extra=["-cpu", "qemu64,+invtsc,migratable=no"]) as guest:
-        try:
-            vmsieve.save(guest.qmp_path)
-        except Failed as failed:
-            assert failed.code == REFUSED
-            assert "invtsc" in failed.stderr or "igrat" in failed.stderr
-            return
-        pytest.skip("this QEMU lets invtsc migrate under TCG")
+               extra=["-object", "memory-backend-ram,id=shm,size=1M,share=on",
+                      "-device", "ivshmem-plain,memdev=shm"]) as guest:
+        failed = vmsieve.fails("save", guest.qmp_path)
+        assert failed.code == REFUSED
+        assert "peer mode" in failed.stderr  # QEMU's own words
+        assert is_running(guest)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount")

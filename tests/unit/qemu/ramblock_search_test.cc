@@ -109,7 +109,7 @@ TEST_F(RamblockSearch, StaleCopyWithOtherSizesIsNoMatter) {
   put(5000, rom_name(), number(other_), 0x4000, 0x9000);
   put(9000, rom_name(), number(rom_), 0x3000, 0x9000);
   put(13000, rom_name(), 0x1000, 0x3000, 0x9000);
-  put(17000, "test-block-rom-2", number(other_), 0x3000, 0x9000);
+  put(17000, rom_name() + "-2", number(other_), 0x3000, 0x9000);
   auto targets = two_targets();
   const auto found = search(targets);
   ASSERT_TRUE(found) << found.error().message();
@@ -124,7 +124,7 @@ TEST_F(RamblockSearch, TwoPossibleAddressesAreRefused) {
   const auto found = search(targets);
   ASSERT_FALSE(found);
   EXPECT_EQ(found.error().kind(), ErrorKind::kUnsupported);
-  EXPECT_THAT(found.error().message(), HasSubstr("test-block-rom"));
+  EXPECT_THAT(found.error().message(), HasSubstr(rom_name()));
 }
 
 TEST_F(RamblockSearch, MissingBlockIsNamed) {
