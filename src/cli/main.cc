@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <csignal>
+#include <cstdio>
 
 #include <CLI/CLI.hpp>
 
@@ -17,7 +18,6 @@ int main(int argc, char** argv) {
   app.name("vmsieve");
   app.set_version_flag("--version", "vmsieve " VMSIEVE_VERSION);
   app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::simple);
   app.footer("`vmsieve COMMAND --help` tells a command's options and exit codes.");
   int status = kExitOk;
   add_ls(app, status);
@@ -31,7 +31,9 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitUsage;
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    std::fprintf(stderr, "vmsieve: %s (vmsieve --help tells more)\n", error.what());
+    return kExitUsage;
   }
   return status;
 }

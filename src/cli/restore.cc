@@ -86,9 +86,12 @@ void add_restore(CLI::App& app, int& status) {
   command->add_option("--qemu", options->qemu, "QEMU to start (default: the recorded one)");
   command->add_option("--qmp", options->qmp,
                       "where the new monitor listens (default: where the old one did)");
-  command->add_option(
-      "--set", options->restore.set,
-      "OPTION=VALUE: replaces an option of the recorded command line, for example serial=file:OUT");
+  // One value each: what follows may be the checkpoint, or `--`.
+  command
+      ->add_option(
+          "--set", options->restore.set,
+          "OPTION=VALUE: replaces an option of the recorded command line, for example serial=file:OUT")
+      ->allow_extra_args(false);
   command->add_option("--threads", options->restore.threads, "threads that decode (default: by the cores)")
       ->check(CLI::Range(1U, 256U));
   command->add_option("--omitted-fill", options->omitted_fill,
