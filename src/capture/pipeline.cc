@@ -97,7 +97,7 @@ Result<std::unique_ptr<CapturePipeline>> CapturePipeline::make(MemoryObjectWrite
                 options.chunk_pages * kPageSize <= kMaxFrameBytes);
   const u64 chunk_bytes = options.chunk_pages * kPageSize;
   // Two buffers a worker at the least, or reading and encoding would take turns.
-  const u64 buffers = std::max<u64>(options.buffer_bytes / chunk_bytes, 2 * options.threads);
+  const u64 buffers = std::max<u64>(options.buffer_bytes / chunk_bytes, u64{2} * options.threads);
   VMSIEVE_ASSIGN(auto pool, BufferPool::make(buffers, chunk_bytes));
   return std::unique_ptr<CapturePipeline>(
       new CapturePipeline(writer, blocks, options, std::move(pool), buffers));
@@ -110,7 +110,7 @@ CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks,
       pool_(std::move(pool)),
       pool_bytes_(pool_buffers * options.chunk_pages * kPageSize),
       filled_(pool_buffers),
-      encoded_(2 * options.threads) {
+      encoded_(u64{2} * options.threads) {
   outcome_.runs.resize(blocks);
   for (unsigned i = 0; i < options_.threads; ++i) workers_.emplace_back([this] { work(); });
   writing_ = std::thread([this] { write(); });

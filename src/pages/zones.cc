@@ -129,7 +129,7 @@ Result<std::vector<Zone>> ZoneReader::read_all() {
   std::vector<std::byte> pointers(layout_.nodes * 8);
   VMSIEVE_TRY(read_virtual(memory_, tables_, layout_.node_data, pointers));
   for (u32 i = 0; i < layout_.nodes; ++i) {
-    const u64 node = load_le<u64>(&pointers[i * 8]);
+    const u64 node = load_le<u64>(&pointers[u64{i} * 8]);
     if (node != 0) VMSIEVE_TRY(read_node(i, GuestVirtual{node}));
   }
   return std::move(zones_);
