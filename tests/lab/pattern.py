@@ -5,7 +5,7 @@ import os
 import struct
 
 PAGE = 4096
-STEP_HELD = 0x9e3779b97f4a7c15
+STEP_HELD = 0x9e37
 STEP_CHURN = 0xd1342543de82ef95
 STEP_MOTION = 0xaf251af3b0f025b5
 
