@@ -8,10 +8,10 @@ build=(g++ cmake ninja-build pkg-config
        clang-14 clang-format-14 clang-format clang-tidy lld llvm-14 libclang-rt-14-dev
        nlohmann-json3-dev libcli11-dev libfmt-dev
        libzstd-dev liblz4-dev libxxhash-dev
-       libgtest-dev libgmock-dev gcovr)
+       libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-utils
      busybox-static cpio xz-utils zstd
-     python3 python3-pytest procps)
+     python3 python3-pytest procps strace)
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.
 installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' \
