@@ -37,15 +37,25 @@ Result<KernelSearch> search_kernel(AttachedVm& vm) {
   auto kernel = find_linux_kernel(*vm.memory, vcpus);
   if (!kernel) {
     if (is_peer_failure(kernel.error())) return kernel.error();
-    return KernelSearch{std::nullopt, kernel.error().message()};
+    KernelSearch none;
+    none.reason = kernel.error().message();
+    return none;
   }
-  return KernelSearch{std::move(*kernel), ""};
+  KernelSearch search;
+  search.kernel = std::move(*kernel);
+  if (auto symbols = KernelSymbols::read(*vm.memory, *search.kernel); symbols.ok()) {
+    search.allocator = AllocatorLayout::read(*vm.memory, *search.kernel, *symbols);
+    search.symbols = std::move(*symbols);
+  }
+  return search;
 }
 
-Result<FreePages> classify(AttachedVm& vm, const LinuxKernel& kernel, unsigned threads) {
+Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, FreeKinds kinds, unsigned threads) {
   VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
-  VMSIEVE_TRY(kernel.prove_live(*vm.memory, vcpus));
-  return find_free_pages(*vm.memory, kernel, threads);
+  VMSIEVE_TRY(search.kernel->prove_live(*vm.memory, vcpus));
+  FindOptions options{threads, nullptr, kinds};
+  if (search.symbols) options.allocator = &search.allocator;
+  return find_free_pages(*vm.memory, *search.kernel, options);
 }
 
 }  // namespace vmsieve

@@ -29,16 +29,18 @@ Result<AttachedVm> attach(const VmAddress& address);
 /// The guest kernel, or why there is none to go by.
 struct KernelSearch {
   std::optional<LinuxKernel> kernel;
-  std::string reason;  ///< one sentence when there is no kernel
+  std::optional<KernelSymbols> symbols;  ///< its names and types, where it has them
+  AllocatorLayout allocator;             ///< empty without symbols
+  std::string reason;                    ///< one sentence when there is no kernel
 };
 
 /// Searches for the kernel while the guest runs; only failures of QEMU itself are errors.
 Result<KernelSearch> search_kernel(AttachedVm& vm);
 
-/// Proves the kernel live (checks A to C) and finds the free pages (D to H), at this instant. Any
-/// doubt about the whole is an error of kind kIncompatible or kDamaged; kVanished, kTimeout and kRefused mean
-/// that QEMU itself failed.
-Result<FreePages> classify(AttachedVm& vm, const LinuxKernel& kernel, unsigned threads);
+/// `search` must have a kernel. Proves it live (checks A to C) and finds the free pages (D to H), at this
+/// instant. Any doubt about the whole is an error of kind kIncompatible or kDamaged; kVanished, kTimeout and
+/// kRefused mean that QEMU itself failed.
+Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, FreeKinds kinds, unsigned threads);
 
 /// Did QEMU or its process fail, rather than the guest's structures fail to convince?
 bool is_peer_failure(const Error& error);

@@ -71,7 +71,7 @@ Result<Inspection> inspect_vm(const VmAddress& address, unsigned threads) {
     inspection.kernel = search.kernel->release();
     for (int attempt = 0; attempt < kTries && !inspection.exact; ++attempt) {
       const Stopwatch classifying;
-      auto free = classify(vm, *search.kernel, threads != 0 ? threads : std::thread::hardware_concurrency());
+      auto free = classify(vm, search, {}, threads != 0 ? threads : std::thread::hardware_concurrency());
       inspection.classify_ms = classifying.ms();
       if (!free) {
         if (is_peer_failure(free.error())) return free.error();

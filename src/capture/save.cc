@@ -116,7 +116,7 @@ Result<void> rehearse(Save& save, unsigned threads) {
     VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
   }
   if (save.search.kernel) {
-    auto rehearsed = classify(save.vm, *save.search.kernel, threads);
+    auto rehearsed = classify(save.vm, save.search, save.options.kinds, threads);
     if (rehearsed.ok()) {
       free = std::move(*rehearsed);
     } else if (is_peer_failure(rehearsed.error())) {
@@ -136,7 +136,7 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
   if (!save.search.kernel) return result;
   for (int attempt = 1;; ++attempt) {
     const Stopwatch watch;
-    auto free = classify(save.vm, *save.search.kernel, threads);
+    auto free = classify(save.vm, save.search, save.options.kinds, threads);
     result.record.classify_ms = watch.ms();
     if (!free) {
       if (is_peer_failure(free.error())) return free.error();
@@ -150,6 +150,10 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
     VMSIEVE_TRY(guard.stop());
   }
   result.record.used = result.free.count > 0;
+  result.record.free_pages = {result.free.buddy, result.free.per_cpu, result.free.hugetlb,
+                              result.free.offline};
+  result.record.vmcoreinfo = save.search.kernel->vmcoreinfo().text();
+  result.record.vmcoreinfo_address = save.search.kernel->vmcoreinfo_address().value;
   for (const std::string& doubt : result.free.doubts) {
     result.record.reason += (result.record.reason.empty() ? "" : "; ") + doubt;
   }

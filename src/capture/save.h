@@ -5,6 +5,7 @@
 #include "vmsieve/base/result.h"
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/manifest.h"
+#include "vmsieve/pages/free_pages.h"
 #include "vmsieve/qemu/process.h"
 #include "vmsieve/store/store.h"
 
@@ -13,6 +14,7 @@ namespace vmsieve {
 struct SaveOptions {
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
+  FreeKinds kinds{};              ///< of free pages that are left out
   unsigned threads = 0;           ///< 0: one for each core
   u64 buffer_bytes = 256 * kMiB;  ///< guest pages held in memory at most
 };

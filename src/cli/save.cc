@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/save.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -17,6 +18,7 @@ struct Options {
   bool paused = false;
   bool full = false;
   bool no_introspection = false;
+  std::vector<std::string> omit = {"per-cpu", "hugetlb"};
   unsigned threads = 0;
   u64 buffer_mib = 256;
 };
@@ -45,12 +47,15 @@ int save(const Options& options, const Common& common) {
   if (!address) return report(address.error(), common);
   const auto store = open_store(common, true);
   if (!store) return report(store.error(), common);
-  const auto saved = save_paused(*address, **store,
-                                 {.compression = *compression,
-                                  .introspection = !options.no_introspection,
-                                  .threads = options.threads,
-                                  .buffer_bytes = options.buffer_mib * kMiB},
-                                 progress_bar(common));
+  const auto omitted = [&](std::string_view kind) { return std::ranges::count(options.omit, kind) != 0; };
+  const auto saved = save_paused(
+      *address, **store,
+      {.compression = *compression,
+       .introspection = !options.no_introspection,
+       .kinds = {.per_cpu = omitted("per-cpu"), .hugetlb = omitted("hugetlb"), .offline = omitted("offline")},
+       .threads = options.threads,
+       .buffer_bytes = options.buffer_mib * kMiB},
+      progress_bar(common));
   if (!saved) return report(saved.error(), common);
   end_progress(common);
   for (const std::string& warning : saved->warnings) warn(warning, common);
@@ -81,6 +86,13 @@ void add_save(CLI::App& app, int& status) {
   command->add_option("--compress", options->compress, "none, lz4, zstd or zstd:LEVEL (1 to 19)")
       ->capture_default_str();
   command->add_flag("--no-introspection", options->no_introspection, "save every page, free or not");
+  command
+      ->add_option("--omit", options->omit,
+                   "kinds of free pages to leave out beside the buddy allocator's: per-cpu (lists), hugetlb "
+                   "(free pages of pools), offline (balloon, unplugged), none")
+      ->delimiter(',')
+      ->capture_default_str()
+      ->check(CLI::IsMember({"per-cpu", "hugetlb", "offline", "none"}));
   command->add_option("--threads", options->threads, "threads (default: one for each core)")
       ->check(CLI::Range(1U, 256U));
   command->add_option("--buffer-mib", options->buffer_mib, "MiB of guest pages held in memory at most")

@@ -35,6 +35,8 @@ class JsonFields {
   /// 16 lower-case hex digits.
   void get_hex(const char* name, u64& out) const;
 
+  /// Is there such a member? For what later versions of this program added.
+  bool has(const char* name) const { return !error_ && value_->is_object() && value_->contains(name); }
   JsonFields object(const char* name) const;
   /// Calls `read(fields)` for each element, every one an object.
   template <typename Read>

@@ -213,6 +213,19 @@ void read_rest(const JsonFields& top, Manifest& manifest) {
   introspection.get("kernel", manifest.introspection.kernel);
   introspection.get("reason", manifest.introspection.reason);
   introspection.get("classify_ms", manifest.introspection.classify_ms);
+  if (introspection.has("free_pages")) {
+    FreeKindCounts& counts = manifest.introspection.free_pages;
+    const JsonFields free_pages = introspection.object("free_pages");
+    free_pages.get("buddy", counts.buddy);
+    free_pages.get("per_cpu", counts.per_cpu);
+    free_pages.get("hugetlb", counts.hugetlb);
+    free_pages.get("offline", counts.offline);
+  }
+  if (introspection.has("vmcoreinfo")) {
+    const JsonFields vmcoreinfo = introspection.object("vmcoreinfo");
+    vmcoreinfo.get("text", manifest.introspection.vmcoreinfo);
+    vmcoreinfo.get("address", manifest.introspection.vmcoreinfo_address);
+  }
   const JsonFields pages = top.object("pages");
   pages.get("total", manifest.pages.total);
   pages.get("free", manifest.pages.free);
@@ -256,6 +269,15 @@ std::string encode_manifest(const Manifest& manifest) {
                            {"kernel", json_text(manifest.introspection.kernel)},
                            {"reason", json_text(manifest.introspection.reason)},
                            {"classify_ms", finite(manifest.introspection.classify_ms)}};
+  const FreeKindCounts& counts = manifest.introspection.free_pages;
+  json["introspection"]["free_pages"] = {{"buddy", counts.buddy},
+                                         {"per_cpu", counts.per_cpu},
+                                         {"hugetlb", counts.hugetlb},
+                                         {"offline", counts.offline}};
+  if (!manifest.introspection.vmcoreinfo.empty()) {
+    json["introspection"]["vmcoreinfo"] = {{"address", manifest.introspection.vmcoreinfo_address},
+                                           {"text", json_text(manifest.introspection.vmcoreinfo)}};
+  }
   json["pages"] = {{"total", manifest.pages.total},
                    {"free", manifest.pages.free},
                    {"zero", manifest.pages.zero},

@@ -37,11 +37,24 @@ struct DiskRecord {
   std::string file;
 };
 
+/// Pages that were left out, by what they were free as.
+struct FreeKindCounts {
+  u64 buddy = 0;
+  u64 per_cpu = 0;
+  u64 hugetlb = 0;
+  u64 offline = 0;
+};
+
 struct IntrospectionRecord {
   bool used = false;
   std::string kernel;  ///< release, empty when none was found
   std::string reason;  ///< why not used, or which zones were saved in full; empty when all went well
   double classify_ms = 0;
+  FreeKindCounts free_pages;
+  /// What the kernel says of its structures (VMCOREINFO) and where it was found, so that the memory of the
+  /// checkpoint can be looked into without a search; empty when there was no kernel.
+  std::string vmcoreinfo;
+  u64 vmcoreinfo_address = 0;
 };
 
 struct PageCounts {

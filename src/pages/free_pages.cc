@@ -2,6 +2,7 @@
 #include "vmsieve/pages/free_pages.h"
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "vmsieve/base/endian.h"
@@ -9,6 +10,7 @@
 #include "vmsieve/pages/memory_sections.h"
 #include "vmsieve/pages/page_layout.h"
 #include "vmsieve/pages/section_scan.h"
+#include "vmsieve/pages/unflagged_free.h"
 #include "vmsieve/pages/zones.h"
 
 namespace vmsieve {
@@ -93,13 +95,24 @@ std::optional<std::string> doubt_of(const ZoneGroup& group, const Verdict& verdi
   return std::nullopt;
 }
 
-void add_run(FreePages& result, Pfn first, u64 count) {
-  result.count += count;
-  if (!result.runs.empty() && result.runs.back().end() == first.value) {
-    result.runs.back().count += count;
-  } else {
-    result.runs.push_back({first, count});
+// Check G: the kernel is past its start, whose allocator is not complete, and nobody holds a zone's lock.
+std::optional<std::string> unsettled(const GuestMemory& memory, PageTableRoot tables,
+                                     const AllocatorLayout& allocator, const Zones& zones) {
+  if (allocator.system_state) {
+    std::array<std::byte, 4> state;
+    const auto read = read_virtual(memory, tables, allocator.system_state->address, state);
+    if (!read.ok() || load_le<u32>(state.data()) < allocator.system_state->running)
+      return "the guest's kernel is still starting";
   }
+  if (!allocator.zone_lock_offset) return std::nullopt;
+  for (const GuestVirtual zone : zones.addresses) {
+    std::array<std::byte, 8> lock{};
+    const std::span<std::byte> word(lock.data(), allocator.zone_lock_bytes);
+    const auto read = read_virtual(memory, tables, zone + *allocator.zone_lock_offset, word);
+    if (!read.ok() || load_le<u64>(lock.data()) != 0)
+      return fmt::format("the lock of the zone at {:#x} is held", zone.value);
+  }
+  return std::nullopt;
 }
 
 // Checks E and F over everything that was scanned; what passes becomes runs, what does not, doubts.
@@ -121,26 +134,95 @@ void decide(const std::vector<ScannedSection>& scans, const Zones& zones, FreePa
     for (const ScannedBlock& block : scan.found.blocks) {
       const Pfn pfn = scan.pfn(block);
       if (!zones.groups[group].span.contains(pfn)) group = *zones.group_of(pfn);
-      if (trusted[group]) add_run(result, pfn, u64{1} << block.order());
+      if (!trusted[group]) continue;
+      result.runs.push_back({pfn, u64{1} << block.order()});
+      result.buddy += u64{1} << block.order();
     }
   }
 }
 
+// PageOffline pages that are RAM, as runs.
+ListedPages offline_pages(const GuestMemory& memory, const std::vector<ScannedSection>& scans) {
+  ListedPages pages;
+  const auto ram = memory.ram();
+  auto range = ram.begin();
+  for (const ScannedSection& scan : scans) {
+    for (const u32 index : scan.found.offline) {
+      const Pfn pfn{scan.first.value + index};
+      while (range != ram.end() && range->end() <= pfn.value) ++range;
+      if (range == ram.end() || !range->contains(pfn)) continue;
+      pages.runs.push_back({pfn, 1});
+      ++pages.count;
+    }
+  }
+  return pages;
+}
+
+// Sorts and merges runs of all kinds. False when two of them overlap: then one of the kinds is wrong.
+bool merge_runs(std::vector<PfnRange>& runs) {
+  std::sort(runs.begin(), runs.end(), [](const PfnRange& a, const PfnRange& b) { return a.first < b.first; });
+  std::vector<PfnRange> merged;
+  for (const PfnRange& run : runs) {
+    if (!merged.empty() && run.first.value < merged.back().end()) return false;
+    if (!merged.empty() && run.first.value == merged.back().end()) {
+      merged.back().count += run.count;
+    } else {
+      merged.push_back(run);
+    }
+  }
+  runs = std::move(merged);
+  return true;
+}
+
+// Adds what the lists hold to what the buddy allocator flags.
+void add_listed(const ListWalk& walk, const Zones& zones, const FreeKinds& kinds, FreePages& result) {
+  std::vector<PfnRange> runs = result.runs;
+  const auto add = [&](ListedPages pages, u64& count) {
+    runs.insert(runs.end(), pages.runs.begin(), pages.runs.end());
+    result.list_doubts.insert(result.list_doubts.end(), pages.doubts.begin(), pages.doubts.end());
+    count = pages.count;
+  };
+  if (kinds.per_cpu) add(read_per_cpu_lists(walk, zones), result.per_cpu);
+  if (kinds.hugetlb) add(read_free_hugetlb(walk), result.hugetlb);
+  if (kinds.offline) add(offline_pages(walk.memory, walk.scans), result.offline);
+  if (merge_runs(runs)) {
+    result.runs = std::move(runs);
+    return;
+  }
+  result.list_doubts.emplace_back("pages are on several lists of free pages");
+  result.per_cpu = result.hugetlb = result.offline = 0;
+}
+
 }  // namespace
 
-Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& kernel, unsigned threads) {
+Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& kernel,
+                                  const FindOptions& options) {
   VMSIEVE_ASSIGN(const PageLayout layout, PageLayout::from(kernel.vmcoreinfo()));
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, kernel.page_tables(), layout));
   VMSIEVE_TRY(check_vmcoreinfo_page(memory, kernel, layout, sections));
   VMSIEVE_ASSIGN(const Zones zones, read_zones(memory, kernel.page_tables(), layout));
-  VMSIEVE_ASSIGN(const auto scans, scan_sections(memory, kernel.page_tables(), layout, sections, threads));
+  const ScanWants wants{options.allocator != nullptr && options.kinds.per_cpu, options.kinds.offline};
+  VMSIEVE_ASSIGN(const auto scans,
+                 scan_sections(memory, kernel.page_tables(), layout, sections, wants, options.threads));
 
   FreePages result;
   for (const ScannedSection& scan : scans) {
     result.described += scan.ram_pages;
     if (!scan.unreadable.empty()) result.doubts.push_back(scan.unreadable);
   }
+  if (options.allocator != nullptr) {
+    if (auto reason = unsettled(memory, kernel.page_tables(), *options.allocator, zones)) {
+      result.doubts.push_back(*std::move(reason));
+      return result;
+    }
+  }
   decide(scans, zones, result);
+  merge_runs(result.runs);  // blocks never overlap: scan_struct_pages()
+  if (options.allocator != nullptr) {
+    add_listed({memory, kernel.page_tables(), layout, *options.allocator, sections, scans}, zones,
+               options.kinds, result);
+  }
+  for (const PfnRange& run : result.runs) result.count += run.count;
   VMSIEVE_ASSIGN(result.fill, free_page_fill(memory, result.runs, result.count));
   return result;
 }

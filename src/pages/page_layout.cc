@@ -54,6 +54,15 @@ Result<void> read_page_layout(const VmcoreInfo& info, PageLayout& layout) {
   if ((layout.buddy_type >> 31) == 0 || layout.buddy_type == ~u32{0}) {
     return bad_value("PAGE_BUDDY_MAPCOUNT_VALUE", layout.buddy_type);
   }
+  if (info.offset("page.lru")) {
+    VMSIEVE_ASSIGN(layout.lru_offset, field(info, "page.lru", 8, layout.page_bytes - 8));
+  }
+  if (const auto offline = info.number("PAGE_OFFLINE_MAPCOUNT_VALUE")) {
+    const auto type = static_cast<u32>(static_cast<u64>(*offline));
+    if ((type >> 31) == 0 || type == ~u32{0} || type == layout.buddy_type)
+      return bad_value("PAGE_OFFLINE_MAPCOUNT_VALUE", type);
+    layout.offline_type = type;
+  }
   VMSIEVE_ASSIGN(const i64 lru, need(info.number("PG_lru"), "NUMBER", "PG_lru"));
   if (lru < 0 || lru > 63) return bad_value("PG_lru", static_cast<u64>(lru));
   layout.lru_bit = static_cast<u32>(lru);

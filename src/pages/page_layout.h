@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
+
 #include "vmsieve/base/result.h"
 #include "vmsieve/guest/vmcoreinfo.h"
 
@@ -19,9 +21,13 @@ struct PageLayout {
   u64 private_offset = 40;   ///< u64, aligned; of a free block's head: its order
   u64 type_offset = 48;      ///< u32, aligned: _mapcount, which is also page_type
   u64 refcount_offset = 52;  ///< u32, aligned
-  u32 buddy_type = 0;        ///< value at type_offset of a free block's head
-  u32 lru_bit = 0;           ///< bit of flags: on a page-reclaim list
-  u64 orders = 11;           ///< free blocks are 2^0 to 2^(orders - 1) pages; 1 to kMaxOrders
+  u64 lru_offset = 8;  ///< struct list_head, aligned, where VMCOREINFO has it; in a tail page bit 0 of its
+                       ///< first word is set
+  u32 buddy_type = 0;  ///< value at type_offset of a free block's head
+  /// Value at type_offset of pages whose content a driver has given away (balloon, virtio-mem).
+  std::optional<u32> offline_type;
+  u32 lru_bit = 0;  ///< bit of flags: on a page-reclaim list
+  u64 orders = 11;  ///< free blocks are 2^0 to 2^(orders - 1) pages; 1 to kMaxOrders
 
   // struct mem_section
   u64 section_bytes = 16;      ///< a power of two, 16 to 4096

@@ -46,8 +46,13 @@ class ExtentReader {
 class Scanner {
  public:
   Scanner(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout,
-          const std::vector<MemorySection>& sections)
-      : memory_(memory), tables_(tables), layout_(layout), sections_(sections), results_(sections.size()) {
+          const std::vector<MemorySection>& sections, ScanWants wants)
+      : memory_(memory),
+        tables_(tables),
+        layout_(layout),
+        sections_(sections),
+        wants_(wants),
+        results_(sections.size()) {
     // A power of two of pages, so that chunks divide a section, and no shorter than a block.
     chunk_pages_ = std::bit_floor(kChunkBytes / layout.page_bytes);
     chunk_pages_ =
@@ -63,6 +68,7 @@ class Scanner {
       const auto scanned = scan_section(sections_[i], buffer, results_[i].found);
       if (scanned.ok()) {
         keep_ram_only(results_[i]);
+        bound_unlisted(results_[i].found);
       } else {
         give_up(scanned.error(), results_[i]);
       }
@@ -79,13 +85,20 @@ class Scanner {
                             SectionScan& found) const;
   void keep_ram_only(ScannedSection& section) const;
   void give_up(const Error& error, ScannedSection& section);
+  // A section that would exceed the limit shows none: its pages are then found on no list.
+  void bound_unlisted(SectionScan& found) {
+    if (unlisted_.fetch_add(found.unlisted.size()) + found.unlisted.size() > kMaxUnlistedPages)
+      found.unlisted = {};
+  }
 
   const GuestMemory& memory_;
   PageTableRoot tables_;
   const PageLayout& layout_;
   const std::vector<MemorySection>& sections_;
+  const ScanWants wants_;
   u64 chunk_pages_;
   std::atomic<std::size_t> next_ = 0;
+  std::atomic<u64> unlisted_ = 0;
   std::atomic<bool> failed_ = false;
   std::vector<ScannedSection> results_;  // each touched by the one thread that took it
 
@@ -101,7 +114,7 @@ Result<void> Scanner::scan_section(const MemorySection& section, std::span<std::
   ExtentReader reader(memory_, extents);
   for (u64 done = 0; done < pages; done += chunk_pages_) {
     VMSIEVE_TRY(reader.read(buffer));
-    scan_struct_pages(layout_, buffer, done, found);
+    scan_struct_pages(layout_, buffer, done, wants_, found);
   }
   return {};
 }
@@ -146,9 +159,9 @@ void Scanner::keep_ram_only(ScannedSection& section) const {
 
 Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, PageTableRoot tables,
                                                   const PageLayout& layout,
-                                                  const std::vector<MemorySection>& sections,
+                                                  const std::vector<MemorySection>& sections, ScanWants wants,
                                                   unsigned threads) {
-  Scanner scanner(memory, tables, layout, sections);
+  Scanner scanner(memory, tables, layout, sections, wants);
   const auto useful = static_cast<unsigned>(std::min<std::size_t>(threads, sections.size()));
   run_workers(useful, [&scanner] { scanner.work(); });
   return std::move(scanner).finish();

@@ -12,6 +12,9 @@
 
 namespace vmsieve {
 
+/// 24 bytes each. Per-CPU lists hold an eighth of a zone at the very most (mm/page_alloc.c zone_highsize()).
+inline constexpr u64 kMaxUnlistedPages = u64{1} << 20;
+
 /// What the struct pages of one section say.
 struct ScannedSection {
   Pfn first;
@@ -25,9 +28,10 @@ struct ScannedSection {
 /// Scans the struct pages of all `sections` on `threads` threads, one result for each. A section whose
 /// memory map the guest's own page tables do not give is `unreadable`; only failing to read the guest
 /// is an error. Holds 4 bytes per free block and a buffer of about 256 KiB per thread.
+/// Of unlisted pages kMaxUnlistedPages are kept in all, whatever the guest shows.
 Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, PageTableRoot tables,
                                                   const PageLayout& layout,
-                                                  const std::vector<MemorySection>& sections,
+                                                  const std::vector<MemorySection>& sections, ScanWants wants,
                                                   unsigned threads);
 
 }  // namespace vmsieve

@@ -21,12 +21,15 @@ T load(const std::byte* at) {
 
 // STRIDE 0 stands for a size known at run time only. 64 is what every distribution's kernel has.
 template <u64 STRIDE>
-void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index, SectionScan& out) {
+void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index, ScanWants wants,
+          SectionScan& out) {
   const u64 stride = STRIDE != 0 ? STRIDE : layout.page_bytes;
   const u64 count = structs.size() / stride;
   const std::byte* const types = structs.data() + layout.type_offset;
   const std::byte* const refcounts = structs.data() + layout.refcount_offset;
+  const std::byte* const lists = structs.data() + layout.lru_offset;
   const u32 buddy = layout.buddy_type;
+  const u32 offline = wants.offline ? layout.offline_type.value_or(kNoType) : kNoType;
 
   const auto fault_of = [&](u64 i, u64 order) -> std::optional<BlockFault> {
     if (order >= layout.orders) return BlockFault::kOrder;
@@ -42,7 +45,15 @@ void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 firs
   };
 
   for (u64 i = 0; i < count;) {
-    if (load<u32>(types + i * stride) != buddy) {
+    const u32 type = load<u32>(types + i * stride);
+    if (type != buddy) {
+      if (type == kNoType) {
+        const u64 next = load<u64>(lists + i * stride);
+        if (wants.unlisted && load<u32>(refcounts + i * stride) == 0 && (next & 1) == 0)
+          out.unlisted.push_back({first_index + i, next, load<u64>(lists + i * stride + 8)});
+      } else if (type == offline) {
+        out.offline.push_back(static_cast<u32>(first_index + i));
+      }
       ++i;
       continue;
     }
@@ -71,11 +82,11 @@ std::string_view to_string(BlockFault fault) {
 }
 
 void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
-                       SectionScan& out) {
+                       ScanWants wants, SectionScan& out) {
   if (layout.page_bytes == 64) {
-    scan<64>(layout, structs, first_index, out);
+    scan<64>(layout, structs, first_index, wants, out);
   } else {
-    scan<0>(layout, structs, first_index, out);
+    scan<0>(layout, structs, first_index, wants, out);
   }
 }
 

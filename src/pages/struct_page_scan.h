@@ -35,9 +35,25 @@ class ScannedBlock {
 };
 static_assert(kMaxOrders <= 16);
 
+/// A page with no user and no type, in no flagged block, and no tail of a larger page: it may be on one
+/// of the allocator's lists that set no flag. The words of its list_head, unchecked.
+struct UnlistedPage {
+  u64 index = 0;  ///< in its section
+  u64 next = 0;
+  u64 prev = 0;
+};
+
 struct SectionScan {
   std::vector<ScannedBlock> blocks;  ///< ascending, not overlapping, aligned, whole
   std::vector<ScannedBlock> malformed;
+  std::vector<UnlistedPage> unlisted;  ///< ascending; only when asked for
+  std::vector<u32> offline;            ///< indices of PageOffline pages, ascending; only when asked for
+};
+
+/// What to look for besides free blocks.
+struct ScanWants {
+  bool unlisted = false;
+  bool offline = false;  ///< needs PageLayout::offline_type
 };
 
 /// Finds the free blocks among struct pages and appends them to `out`.
@@ -50,6 +66,6 @@ struct SectionScan {
 /// whose pages all have reference count 0 and, the head apart, no type. After a malformed head the
 /// scan goes on with the very next page.
 void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
-                       SectionScan& out);
+                       ScanWants wants, SectionScan& out);
 
 }  // namespace vmsieve

@@ -28,6 +28,7 @@ struct Node {
 struct Zone {
   Node node;
   u32 index = 0;
+  GuestVirtual address;
   u64 spanned_pages = 0;
   std::optional<u64> start_pfn;  // when it was found
   OrderCounts nr_free{};
@@ -86,6 +87,7 @@ Result<Zone> ZoneReader::read_zone(const Node& node, u32 index, GuestVirtual add
   VMSIEVE_TRY(read_virtual(memory_, tables_, address, bytes));
   Zone zone{node,
             index,
+            address,
             load_le<u64>(&bytes[layout_.zone_spanned_offset]),
             find_start_pfn(layout_, node, bytes),
             {}};
@@ -170,6 +172,7 @@ Result<Zones> read_zones(const GuestMemory& memory, PageTableRoot tables, const 
   Zones result;
   std::size_t parts = 0;
   for (const Zone& zone : zones) {
+    result.addresses.push_back(zone.address);
     const PfnRange span =
         told_apart ? PfnRange{Pfn{*zone.start_pfn}, zone.spanned_pages} : PfnRange{Pfn{0}, kPfnLimit};
     if (result.groups.empty() || span.first.value >= result.groups.back().span.end()) {

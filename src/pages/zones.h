@@ -25,7 +25,8 @@ struct ZoneGroup {
 
 /// The allocator's own counters, for check E.
 struct Zones {
-  std::vector<ZoneGroup> groups;  ///< ascending by span, not overlapping
+  std::vector<ZoneGroup> groups;        ///< ascending by span, not overlapping
+  std::vector<GuestVirtual> addresses;  ///< struct zone of each zone that spans anything
 
   /// Index in `groups` of the one that spans the page frame.
   std::optional<std::size_t> group_of(Pfn pfn) const;

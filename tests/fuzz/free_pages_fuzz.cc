@@ -121,7 +121,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     (void)kernel->prove_live(memory, {&vcpu, 1});
   }
   if (kernel) {
-    const auto found = find_free_pages(memory, *kernel, 1);
+    const auto found = find_free_pages(memory, *kernel, {.threads = 1});
     if (found.ok()) check(memory, *found);
   }
   memory.mend();

@@ -25,12 +25,12 @@ class FreePagesTest : public ::testing::Test {
   }
 
   FreePages find(unsigned threads = 2) {
-    auto found = find_free_pages(guest.memory(), guest.kernel(), threads);
+    auto found = find_free_pages(guest.memory(), guest.kernel(), {.threads = threads});
     EXPECT_TRUE(found.ok()) << found.error().message();
     return found.ok() ? *std::move(found) : FreePages{};
   }
   Error failure() {
-    const auto found = find_free_pages(guest.memory(), guest.kernel(), 2);
+    const auto found = find_free_pages(guest.memory(), guest.kernel(), {.threads = 2});
     return found.ok() ? Error(ErrorKind::kUsage, "no failure") : found.error();
   }
   // The one doubt, after which nothing of zone 1 is left out.
@@ -61,7 +61,7 @@ TEST_F(FreePagesTest, AnyNumberOfThreadsFindsTheSame) {
 
 TEST_F(FreePagesTest, GuestWithoutFreePagesHasNone) {
   FakeGuest busy;
-  const auto found = find_free_pages(busy.memory(), busy.kernel(), 1);
+  const auto found = find_free_pages(busy.memory(), busy.kernel(), {.threads = 1});
   ASSERT_TRUE(found.ok());
   EXPECT_EQ(found->count, 0u);
   EXPECT_THAT(found->doubts, IsEmpty());
@@ -227,7 +227,7 @@ TEST_F(FreePagesTest, PagesOfOfflineSectionAreSaved) {
   FakeGuest other;
   other.free_block(0x2000, 10);
   other.memory().write_le(other.section_entry(2), other.vmemmap().value | 0xb);
-  const auto found = find_free_pages(other.memory(), other.kernel(), 1);
+  const auto found = find_free_pages(other.memory(), other.kernel(), {.threads = 1});
   ASSERT_TRUE(found.ok());
   EXPECT_EQ(found->count, 0u);
   EXPECT_EQ(found->described, 0xa0u + 0x1f00u);
@@ -237,7 +237,7 @@ TEST_F(FreePagesTest, SectionWithUnmappedStructPagesIsDoubted) {
   FakeGuest other({.small_vmemmap_pages = true});
   other.free_block(0x800, 3);
   other.memory().write_le(other.tables().entry(other.vmemmap() + 0x2000 * 64, 12), u64{0});
-  const auto found = find_free_pages(other.memory(), other.kernel(), 2);
+  const auto found = find_free_pages(other.memory(), other.kernel(), {.threads = 2});
   ASSERT_TRUE(found.ok());
   EXPECT_THAT(found->runs, ElementsAre(PfnRange{Pfn{0x800}, 8}));
   EXPECT_THAT(found->doubts, ElementsAre(HasSubstr("memory section at 0x2000000 cannot be read")));
@@ -254,7 +254,7 @@ TEST_F(FreePagesTest, SharedStructPagesAreReadWhereTheTablesSay) {
     other.flag_block(pfn, 0);  // what the frames given back by then hold is not looked at
     other.tables().map(other.vmemmap() + pfn * 64, other.struct_page(0x2800), 12);
   }
-  const auto found = find_free_pages(other.memory(), other.kernel(), 2);
+  const auto found = find_free_pages(other.memory(), other.kernel(), {.threads = 2});
   ASSERT_TRUE(found.ok());
   EXPECT_THAT(found->doubts, IsEmpty());
   EXPECT_EQ(found->count, 0x400u);
@@ -291,7 +291,7 @@ class DyingMemory : public vmsieve::testing::FakeMemory {
 
 TEST_F(FreePagesTest, FailureToReadStructPagesIsAnError) {
   const DyingMemory memory(guest.memory());
-  const auto found = find_free_pages(memory, guest.kernel(), 2);
+  const auto found = find_free_pages(memory, guest.kernel(), {.threads = 2});
   ASSERT_FALSE(found.ok());
   EXPECT_EQ(found.error().kind(), ErrorKind::kVanished);
   EXPECT_THAT(found.error().message(), HasSubstr("reading the guest's page structures"));
@@ -345,7 +345,7 @@ TEST_F(FillTest, OneFreePageTells) {
   other.free_block(0x2000, 0);
   const std::vector<std::byte> page(kPageSize, std::byte{0xaa});
   other.memory().write(Pfn{0x2000}.address(), page);
-  EXPECT_EQ(find_free_pages(other.memory(), other.kernel(), 1)->fill, 0xaa);
+  EXPECT_EQ(find_free_pages(other.memory(), other.kernel(), {.threads = 1})->fill, 0xaa);
 }
 
 }  // namespace

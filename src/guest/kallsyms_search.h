@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/guest/kallsyms.h"
+#include "vmsieve/guest/memory.h"
+#include "vmsieve/guest/x86_paging.h"
+
+namespace vmsieve {
+
+/// A run of the kernel image's bytes, contiguous in guest-virtual addresses.
+struct ImagePiece {
+  GuestVirtual address;
+  std::vector<std::byte> bytes;
+};
+
+/// What `tables` map of the kernel image's part of the address space: 1 GiB from 0xffffffff80000000 on
+/// (__START_KERNEL_map and KERNEL_IMAGE_SIZE, arch/x86/include/asm/page_64_types.h). Pages that cannot
+/// be read are left out. kUnsupported when there is more than `max_bytes` of it, kNotFound when nothing
+/// is mapped there.
+Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, PageTableRoot tables,
+                                                  u64 max_bytes = 256 * kMiB);
+
+/// Places in `image`, which lies at `base`, where the tables of kallsyms may be: what scripts/kallsyms.c
+/// wrote, recognised by the 256 tokens and the index that fits them byte by byte. Each place is worth
+/// Kallsyms::read_at(), nothing more is certain.
+std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, GuestVirtual base);
+
+/// The same for all of the kernel image.
+Result<std::vector<Kallsyms::Place>> find_kallsyms(const GuestMemory& memory, PageTableRoot tables);
+
+}  // namespace vmsieve
