@@ -7,10 +7,10 @@ set -euo pipefail
 build=(g++ cmake ninja-build pkg-config
        clang-14 clang-format-14 clang-format clang-tidy lld llvm-14 libclang-rt-14-dev
        nlohmann-json3-dev libcli11-dev libfmt-dev
-       libzstd-dev liblz4-dev libxxhash-dev
+       libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev
        libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-utils
-     busybox-static cpio xz-utils zstd
+     fonts-dejavu-core busybox-static cpio xz-utils zstd
      python3 python3-pytest procps strace)
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.

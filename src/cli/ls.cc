@@ -23,7 +23,7 @@ int list_vms(const Common& common) {
     Result<Inspection> seen =
         qmp.empty()
             ? Result<Inspection>(Error(ErrorKind::kUnsupported, "it has no QMP monitor on a UNIX socket"))
-            : inspect_vm({process, qmp}, 0);
+            : inspect_vm({process, qmp}, {.threads = 0, .pause = false, .classes = false, .largest = 0});
     if (seen) {
       vm.update({{"total_bytes", seen->total_bytes},
                  {"used_bytes", seen->used_bytes},

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "inspection.h"
 #include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve::cli {
@@ -80,14 +81,30 @@ void print_text(const Manifest& m) {
   std::puts("");
 }
 
-int show(const std::string& name, bool pages, const Common& common) {
+struct Options {
+  std::string name;
+  bool pages = false;
+  bool memory = false;
+  LookOptions look;
+};
+
+int show(const Options& options, const Common& common) {
+  const bool pages = options.pages;
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
-  const auto id = (*store)->resolve(name);
+  const auto id = (*store)->resolve(options.name);
   if (!id) return report(id.error(), common);
   const auto reader = CheckpointReader::open(**store, *id);
   if (!reader) return report(reader.error(), common);
   const Manifest& manifest = (*reader)->manifest();
+  std::optional<Inspection> memory;
+  if (options.memory || options.look.pictures()) {
+    auto seen = inspect_checkpoint(
+        **reader, {.threads = 0, .pause = false, .classes = true, .largest = options.look.largest});
+    if (!seen) return report(seen.error(), common);
+    memory = *std::move(seen);
+    if (const int status = write_pictures(*memory, options.look, common); status != kExitOk) return status;
+  }
   std::vector<ShownRun> runs;
   if (pages) runs = runs_by_pfn(manifest, (*reader)->index());
   if (common.json) {
@@ -104,10 +121,15 @@ int show(const std::string& name, bool pages, const Common& common) {
         json["runs"].push_back({{"first_pfn", run.first_pfn}, {"count", run.count}, {"class", run.name}});
       }
     }
+    if (memory) json["memory"] = inspection_json(*memory, pages);
     print_json(json);
     return kExitOk;
   }
   print_text(manifest);
+  if (memory) {
+    std::puts("");
+    print_memory(*memory);
+  }
   if (pages) {
     std::vector<std::vector<std::string>> rows = {{"FIRST PFN", "PAGES", "CLASS"}};
     for (const ShownRun& run : runs) {
@@ -121,17 +143,16 @@ int show(const std::string& name, bool pages, const Common& common) {
 }  // namespace
 
 void add_show(CLI::App& app, int& status) {
-  struct Options {
-    std::string name;
-    bool pages = false;
-  };
   auto common = std::make_shared<Common>();
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("show", "show one checkpoint in detail");
   command->add_option("CHECKPOINT", options->name, "id, unique prefix, or VMNAME@latest")->required();
   command->add_flag("--pages", options->pages, "list every run of page frames with its class");
+  command->add_flag("--memory", options->memory,
+                    "look into the guest's memory: what it is used for, and by whom");
+  add_look_options(*command, options->look);
   add_common(*command, common, true);
-  command->callback([common, options, &status] { status = show(options->name, options->pages, *common); });
+  command->callback([common, options, &status] { status = show(*options, *common); });
 }
 
 }  // namespace vmsieve::cli
