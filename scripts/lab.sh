@@ -13,13 +13,19 @@ usage() {
 Usage: scripts/lab.sh WHAT...
 
   base           guest kernel 6.1 and the initramfs: all that the demo needs
-  all            base, guest kernel 6.12 and QEMU 10.0: all that the tests need
+  all            base, guest kernels 6.12 and newest, QEMU 10.0: all that the tests need
+  matrix         all, and every other guest kernel: what the long tests need
   initramfs      the guest's user space, rebuilt when its sources changed
-  kernel-6.1     from bookworm
-  kernel-6.12    from bookworm-backports
-  kernel-5.10    from bullseye
-  kernel-newest  from trixie-backports
-  qemu-10.0      from bookworm-backports
+
+  kernel-5.10           from bullseye
+  kernel-6.1            from bookworm
+  kernel-6.1-rt         from bookworm, the flavour with PREEMPT_RT
+  kernel-6.12           from bookworm-backports
+  kernel-6.12-generic   from bookworm-backports; the other ones are of the cloud flavour
+  kernel-sid            from sid
+  kernel-newest         from trixie-backports
+  qemu-10.0             from bookworm-backports
+
   path           print the lab's folder
 
 The lab is \$VMSIEVE_LAB, else vmsieve-lab in the user's cache folder: $lab
@@ -139,17 +145,17 @@ pack_cpio() {
     (cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 --reproducible) > "$2"
 }
 
-# need_kernel VERSION SUITE: kernels/VERSION with vmlinuz, drivers.cpio and release.
+# need_kernel NAME SUITE [FLAVOUR]: kernels/NAME with vmlinuz, drivers.cpio and release.
 need_kernel() {
-    local name=kernel-$1 suite=$2 home=$lab/kernels/$1
+    local name=kernel-$1 suite=$2 meta=linux-image-${3:-cloud-amd64} home=$lab/kernels/$1
     [[ -f $home/drivers.cpio ]] && return
     open_suites "$name" /dev/null "$suite"
 
     # The meta package names the newest image; from 7.x on the kernel and its
     # modules are in packages that the image depends on.
     local image parts
-    image=$(depends_matching "$name" linux-image-cloud-amd64 '^linux-image-[0-9]')
-    [[ -n $image ]] || die "$suite has no linux-image-cloud-amd64"
+    image=$(depends_matching "$name" "$meta" '^linux-image-[0-9]')
+    [[ -n $image ]] || die "$suite has no $meta"
     mapfile -t parts < <(depends_matching "$name" "$image" '^linux-(binary|modules)-')
 
     rm -rf "$making"
@@ -249,19 +255,24 @@ flock 9
 trap 'rm -rf "$making"' EXIT
 trap 'echo "lab: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 
-for what in "$@"; do
-    case $what in
-        base)          need_kernel 6.1 bookworm; need_initramfs ;;
-        all)           need_kernel 6.1 bookworm; need_initramfs
-                       need_kernel 6.12 bookworm-backports; need_qemu_10_0 ;;
-        initramfs)     need_initramfs ;;
-        kernel-6.1)    need_kernel 6.1 bookworm ;;
-        kernel-6.12)   need_kernel 6.12 bookworm-backports ;;
-        kernel-5.10)   need_kernel 5.10 bullseye ;;
-        kernel-newest) need_kernel newest trixie-backports ;;
-        qemu-10.0)     need_qemu_10_0 ;;
-        path)          echo "$lab" ;;
-        -h|--help)     usage ;;
-        *)             usage >&2; exit 2 ;;
+need() {
+    case $1 in
+        base)                need kernel-6.1; need initramfs ;;
+        all)                 need base; need kernel-6.12; need kernel-newest; need qemu-10.0 ;;
+        matrix)              need all; need kernel-5.10; need kernel-6.1-rt
+                             need kernel-6.12-generic; need kernel-sid ;;
+        initramfs)           need_initramfs ;;
+        kernel-5.10)         need_kernel 5.10 bullseye ;;
+        kernel-6.1)          need_kernel 6.1 bookworm ;;
+        kernel-6.1-rt)       need_kernel 6.1-rt bookworm rt-amd64 ;;
+        kernel-6.12)         need_kernel 6.12 bookworm-backports ;;
+        kernel-6.12-generic) need_kernel 6.12-generic bookworm-backports amd64 ;;
+        kernel-sid)          need_kernel sid sid ;;
+        kernel-newest)       need_kernel newest trixie-backports ;;
+        qemu-10.0)           need_qemu_10_0 ;;
+        path)                echo "$lab" ;;
+        -h|--help)           usage ;;
+        *)                   usage >&2; exit 2 ;;
     esac
-done
+}
+for what in "$@"; do need "$what"; done
