@@ -221,11 +221,11 @@ WRAPPER
 
 # ---- initramfs -------------------------------------------------------------
 
-# One initramfs for every kernel: a busybox, selfcheck and the /init that
-# starts it. Uncompressed, because unpacking costs seconds under emulation.
+# One initramfs for every kernel: a busybox, selfcheck, the /init that starts
+# it, and what hurts a guest on purpose. Uncompressed, because unpacking costs seconds under emulation.
 need_initramfs() {
     local guests=$source_dir/tests/guests sources
-    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./init "$(command -v busybox)" \
+    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./*/*.c ./init "$(command -v busybox)" \
                   "$source_dir/scripts/lab.sh" | sha256sum)
     [[ -f $lab/initramfs.cpio && -f $lab/initramfs.sources &&
        $(<"$lab/initramfs.sources") == "$sources" ]] && return
@@ -235,6 +235,7 @@ need_initramfs() {
     # -fno-tree-vectorize: plain 8-byte moves are the fastest under emulation.
     gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
         -o "$making/root/bin/selfcheck" "$guests"/*.c
+    gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/root/bin/hazard" "$guests"/hazard/*.c
     cp "$(command -v busybox)" "$making/root/bin/busybox"
     ln -s busybox "$making/root/bin/sh"
     install -m 755 "$guests/init" "$making/root/init"
