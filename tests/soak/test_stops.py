@@ -41,7 +41,7 @@ def test_counters_agree_at_random_stops(vmsieve, request, kernel):
         guest.wait_ready()
         for _ in range(stops):
             guest.monitor.execute("cont")
-            time.sleep(moments.uniform(0.005, 0.12))
+            time.sleep(moments.uniform(0.02, 0.25))
             guest.monitor.execute("stop")
             look = vmsieve.json("inspect", guest.qmp_path)
             figures.add(look["free_bytes"])
@@ -52,7 +52,7 @@ def test_counters_agree_at_random_stops(vmsieve, request, kernel):
     print(f"{kernel}: {stops} stops, {len(figures)} different figures, {len(doubtful)} doubtful")
     for reason in doubtful:
         print(f"   {reason}")
-    assert len(figures) > stops // 2, "the guest was not busy"
+    assert len(figures) > stops // 4, "the guest was not busy"
     # A stop inside the allocator's lock: rare, and told.
     assert all("the kernel counts" in reason or "malformed" in reason for reason in doubtful)
     assert len(doubtful) <= max(1, stops // 50)
