@@ -14,7 +14,7 @@ Usage: scripts/lab.sh WHAT...
 
   base           guest kernel 6.1 and the initramfs: all that the demo needs
   all            base, guest kernels 6.12 and newest, QEMU 10.0: all that the tests need
-  matrix         all, and every other guest kernel: what the long tests need
+  matrix         all, every other guest kernel, and two more QEMUs: what the long tests need
   initramfs      the guest's user space, rebuilt when its sources changed
 
   kernel-5.10           from bullseye
@@ -24,7 +24,9 @@ Usage: scripts/lab.sh WHAT...
   kernel-6.12-generic   from bookworm-backports; the other ones are of the cloud flavour
   kernel-sid            from sid
   kernel-newest         from trixie-backports
+  qemu-5.2              from bullseye
   qemu-10.0             from bookworm-backports
+  qemu-newest           from trixie-backports, with trixie's libraries
 
   path           print the lab's folder
 
@@ -175,46 +177,62 @@ need_kernel() {
 
 # ---- QEMU ------------------------------------------------------------------
 
-# QEMU 10.0 unpacked into the lab, beside the machine's own. Shared libraries
-# that the machine lacks, or has too old, are unpacked with it.
-need_qemu_10_0() {
-    local home=$lab/qemu-10.0 name=qemu-10.0
-    "$home/qemu-10.0" --version >/dev/null 2>&1 && return
-    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates bookworm-backports
+# QEMUs unpacked into the lab, beside the machine's own, each with the shared
+# libraries that the machine lacks, or has too old.
+
+# need_qemu VERSION STATUS PIN SUITE...: qemu-VERSION/qemu-VERSION. The last suite
+# is preferred; PIN is added to the name of each package. STATUS is as for
+# open_suites: with /dev/null nothing of the machine is used, not even its C library.
+need_qemu() {
+    local version=$1 name=qemu-$1 status=$2 pin=$3 suite=${*: -1} home=$lab/qemu-$1
+    "$home/$name" --version >/dev/null 2>&1 && return
+    shift 3
+    open_suites "$name" "$status" "$@"
 
     # QEMU and its firmware must be the lab's own. Of what an installation would
     # bring besides, only the shared libraries matter to a private folder.
     local own=(qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu) libraries
+    own=("${own[@]/%/$pin}")
     mapfile -t libraries < <(
-        apt_in "$name" apt-get install -s -t bookworm-backports "${own[@]}" |
-        sed -nE 's/^Inst (lib[^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
+        apt_in "$name" apt-get install -s --allow-downgrades -t "$suite" "${own[@]}" |
+        sed -nE 's/^Inst (lib[^ ]+|zlib1g) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
 
     rm -rf "$making"
-    unpack_packages "$name" "$making/home/root" \
-                    -t bookworm-backports "${own[@]}" "${libraries[@]}"
-    write_qemu_wrapper "$making/home/qemu-10.0"
-    "$making/home/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 does not run"
-
+    unpack_packages "$name" "$making/home/root" -t "$suite" "${own[@]}" "${libraries[@]}"
+    write_qemu_wrapper "$making/home/$name"
+    keep_libraries "$making/home/root" "$home/root"
     rm -rf "$home"
     mv "$making/home" "$home"
+    "$home/$name" --version >/dev/null || die "the unpacked QEMU $version does not run"
     close_suites "$name"
-    say "$("$home/qemu-10.0" --version | head -n 1)"
+    say "$("$home/$name" --version | head -n 1)"
+}
+
+# keep_libraries FOLDER PLACE: lets the QEMU unpacked in FOLDER, which is to be moved
+# to PLACE, find its own libraries first, whoever starts it with whatever environment.
+keep_libraries() {
+    local qemu=$1/usr/bin/qemu-system-x86_64 path
+    path=$2/usr/lib/x86_64-linux-gnu:$2/lib/x86_64-linux-gnu
+    # Not the newer kind of path, which would not hold for the libraries' libraries.
+    patchelf --force-rpath --set-rpath "$path" "$qemu"
+    local loader=usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+    # The machine's loader cannot load another C library than its own.
+    [[ ! -e $1/$loader ]] || patchelf --set-interpreter "$2/$loader" "$qemu"
 }
 
 write_qemu_wrapper() {
-    # The wrapper is found by its own place, so the lab may be moved. `exec`
-    # makes the real binary the process, as with a QEMU installed by a package.
+    # The wrapper is found by its own place. `exec` makes the real binary the
+    # process, as with a QEMU installed by a package.
     cat > "$1" <<'WRAPPER'
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/root
-libraries=$root/usr/lib/x86_64-linux-gnu
 # QEMU looks for its loadable devices where a package would have put them.
-export QEMU_MODULE_DIR="$libraries/qemu"
-if ls "$libraries"/*.so.* >/dev/null 2>&1; then
-    export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-fi
+export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
+# Newer suites have the network cards' firmware among QEMU's own.
+ipxe=$root/usr/lib/ipxe/qemu
+[ -d "$ipxe" ] || ipxe=$root/usr/share/qemu
 exec "$root/usr/bin/qemu-system-x86_64" \
-    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" "$@"
+    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$ipxe" "$@"
 WRAPPER
     chmod +x "$1"
 }
@@ -261,7 +279,8 @@ need() {
         base)                need kernel-6.1; need initramfs ;;
         all)                 need base; need kernel-6.12; need kernel-newest; need qemu-10.0 ;;
         matrix)              need all; need kernel-5.10; need kernel-6.1-rt
-                             need kernel-6.12-generic; need kernel-sid ;;
+                             need kernel-6.12-generic; need kernel-sid
+                             need qemu-5.2; need qemu-newest ;;
         initramfs)           need_initramfs ;;
         kernel-5.10)         need_kernel 5.10 bullseye ;;
         kernel-6.1)          need_kernel 6.1 bookworm ;;
@@ -270,7 +289,10 @@ need() {
         kernel-6.12-generic) need_kernel 6.12-generic bookworm-backports amd64 ;;
         kernel-sid)          need_kernel sid sid ;;
         kernel-newest)       need_kernel newest trixie-backports ;;
-        qemu-10.0)           need_qemu_10_0 ;;
+        qemu-5.2)            need_qemu 5.2 /var/lib/dpkg/status /bullseye bookworm bullseye ;;
+        qemu-10.0)           need_qemu 10.0 /var/lib/dpkg/status "" \
+                                       bookworm bookworm-updates bookworm-backports ;;
+        qemu-newest)         need_qemu newest /dev/null "" trixie trixie-backports ;;
         path)                echo "$lab" ;;
         -h|--help)           usage ;;
         *)                   usage >&2; exit 2 ;;

@@ -13,8 +13,9 @@ from .qmp import Qmp
 from .serial import Serial
 
 SYSTEM_QEMU = "/usr/bin/qemu-system-x86_64"
+LAB_QEMUS = ("5.2", "10.0", "newest")
 MACHINES = ("q35", "pc", "microvm")
-MEMORIES = ("plain", "memfd", "file", "file-private", "hugetlb", "numa", "numa4")
+MEMORIES = ("plain", "unreserved", "memfd", "file", "file-private", "hugetlb", "numa", "numa4")
 
 _numbers = itertools.count(1)
 
@@ -22,9 +23,10 @@ _numbers = itertools.count(1)
 class Guest:
     """One QEMU with one guest; a context manager that leaves nothing behind.
 
-    qemu       '7.2' (the system's), '10.0' (the lab's) or a path
+    qemu       '7.2' (the system's), '5.2', '10.0', 'newest' (the lab's) or a path
     machine    any -machine: 'q35', 'pc', 'microvm', also with options after a comma
-    memory     'plain' anonymous; 'memfd' shared memfd; 'file' shared and 'file-private'
+    memory     'plain' anonymous; 'unreserved' the same, and may be more than the host
+               has, as long as it is not touched; 'memfd' shared memfd; 'file' shared and 'file-private'
                private file; 'hugetlb' shared memfd of huge pages; 'numa' and 'numa4' two
                and four nodes, a shared memfd each
     kernel     a kernel of the lab ('6.1', '6.12', ...), a path, or None: the guest
@@ -182,15 +184,15 @@ class Guest:
     def qemu_path(self):
         if self.qemu == "7.2":
             return SYSTEM_QEMU
-        if self.qemu == "10.0":
-            return host.lab("qemu-10.0") / "qemu-10.0" / "qemu-10.0"
+        if self.qemu in LAB_QEMUS:
+            return host.lab(f"qemu-{self.qemu}") / f"qemu-{self.qemu}" / f"qemu-{self.qemu}"
         return self.qemu
 
     def _default_cpu(self):
         # QEMU 7.2 emulates cmpxchg16b with flags that may be garbage. The slab
         # allocator of kernels from 6.6 on branches on them at once: more than
         # half of the boots of 6.12 ended in a double fault, none without cx16.
-        return "qemu64,-cx16" if self.qemu == "7.2" and self.accel.startswith("tcg") else None
+        return "qemu64,-cx16" if self.qemu in ("5.2", "7.2") and self.accel.startswith("tcg") else None
 
     def _display_options(self):
         # -nodefaults takes the NIC, CD-ROM and VGA that a bare QEMU would add.
@@ -201,6 +203,7 @@ class Guest:
         """The -machine argument, and the options that say what backs the RAM."""
         size, folder_file = f"size={self.mem_mib}M", self.folder / "memory"
         backend = {
+            "unreserved": f"memory-backend-ram,id=ram0,{size},reserve=off",
             "memfd": f"memory-backend-memfd,id=ram0,{size},share=on",
             "hugetlb": f"memory-backend-memfd,id=ram0,{size},share=on,hugetlb=on,hugetlbsize=2M",
             "file": f"memory-backend-file,id=ram0,{size},mem-path={folder_file},share=on",
