@@ -223,9 +223,11 @@ def test_offline_vcpu(vmsieve, tmp_path):
         judge(vmsieve, guest, tmp_path, rounds=5)
 
 
-# Functions that change the allocator's lists with the zone's lock held, where the compiler left them whole.
+# Functions that change the allocator's lists, those of a zone and those of a CPU, where the compiler left
+# them whole.
 ALLOCATOR = ["__free_one_page", "rmqueue_bulk", "free_pcppages_bulk", "__rmqueue_smallest", "expand",
-             "__del_page_from_free_list", "__rmqueue_pcplist"]
+             "__del_page_from_free_list", "__rmqueue_pcplist", "rmqueue_pcplist", "free_unref_page_commit",
+             "free_unref_page", "free_unref_page_list", "free_unref_folios"]
 
 
 @pytest.mark.parametrize("kernel", ["6.1", pytest.param("6.12", marks=pytest.mark.matrix),

@@ -60,6 +60,8 @@ class Option:
     guest: dict = dataclasses.field(default_factory=dict)  # more for Guest()
     selfcheck: dict = dataclasses.field(default_factory=dict)
     action: Callable = no_action  # what happens to it before the save; more options for the restore
+    omit: str = "per-cpu,hugetlb"  # what is left out beside the buddy allocator's pages
+    kinds: tuple = ("buddy", "per_cpu")  # of free pages that must be found
     free_reads: int | None = None  # the byte that free pages must be full of; None: any
     least_free: int = 256  # MiB that must be left out at least
     default: str = ""  # the kernel with which the default run tries it
@@ -84,10 +86,12 @@ OPTIONS = {
     "virtio_mem": Option("memhp_default_state=online", action=plug_virtio_mem, guest={
         "drivers": True, "qemu": "10.0", "extra": [
             "-m", "maxmem=4G", "-object", "memory-backend-ram,id=vmem,size=1G",
-            "-device", "virtio-mem-pci,id=vm0,memdev=vmem,requested-size=0"]}, default="6.1"),
-    "balloon": Option(action=inflate, least_free=128,
+            "-device", "virtio-mem-pci,id=vm0,memdev=vmem,requested-size=0"]}, default="6.1", omit="per-cpu,hugetlb,offline"),
+    "balloon": Option(action=inflate, least_free=128, omit="per-cpu,hugetlb,offline",
+                      kinds=("buddy", "offline"),
                       guest={"drivers": True, "extra": ["-device", "virtio-balloon-pci"]}),
-    "hugetlb": Option("hugetlb_free_vmemmap=on hugepages=100", least_free=100, selfcheck={"hugetlb_mib": 64}),
+    "hugetlb": Option("hugetlb_free_vmemmap=on hugepages=100", least_free=100, selfcheck={"hugetlb_mib": 64},
+                      kinds=("buddy", "hugetlb")),
     "init_on_free": Option("init_on_free=1", free_reads=0),
     "page_poison": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa),
     "debug_pagealloc": Option("debug_pagealloc=on", kernels=("6.1", "6.12-generic")),
@@ -144,9 +148,13 @@ def test_guest_cannot_tell(vmsieve, tmp_path, request, kernel, option):
         guest.wait_ready()
         guest.wait_rounds(2)
         extra = option.action(guest)
-        saved = vmsieve.save(guest.qmp_path, "--compress", "lz4")
-    assert saved["introspection"]["used"], saved["introspection"]["reason"]
-    assert saved["introspection"]["reason"] == ""
+        saved = vmsieve.save(guest.qmp_path, "--compress", "lz4", "--omit", option.omit)
+    introspection = saved["introspection"]
+    assert introspection["used"], introspection["reason"]
+    assert introspection["reason"] == ""
+    print(introspection["free_pages"])
+    for kind in option.kinds:
+        assert introspection["free_pages"][kind] > 0, kind
     pages = saved["pages"]
     assert pages["free"] * 4096 > option.least_free << 20
     runs_clean(vmsieve, saved["checkpoint"], tmp_path / "copy", extra=extra)

@@ -84,44 +84,61 @@ def _set_bits(number):
             if byte for bit in range(8) if byte >> bit & 1}
 
 
-def free_by_lists(core, text):
-    """The page frames in blocks that hang on the zones' free lists, read through drgn.
+class Structures:
+    """The kernel's page structures as drgn reads them from a dump, by the offsets in VMCOREINFO."""
 
-    vmsieve goes by the flags in struct page instead and never looks at a list, so each proves the other.
-    """
-    import drgn  # only where it is installed
-    program = drgn.Program()
-    program.set_core_dump(str(core))
+    def __init__(self, core, text):
+        import drgn  # only where it is installed
+        self._text = text
+        self._program = drgn.Program()
+        self._program.set_core_dump(str(core))
+        # With a virtual memory map, the coded address in every memory section is where it begins.
+        root = self._word(self._symbol("mem_section"))
+        self._memmap = self._word(root + self._number("OFFSET", "mem_section.section_mem_map")) & ~0x3f
+        self._page_bytes = self._number("SIZE", "page")
 
-    def word(address, size=8):
-        return int.from_bytes(program.read(address, size), "little")
+    def free_by_lists(self):
+        """The page frames in blocks that hang on the zones' free lists.
 
-    def value(kind, name):
-        return re.search(rf"^{kind}\({re.escape(name)}\)=(\S+)$", text, re.M).group(1)
-
-    def number(kind, name):
-        return int(value(kind, name))
-
-    # With a virtual memory map, the coded address in every memory section is where it begins.
-    root = word(int(value("SYMBOL", "mem_section"), 16))
-    memmap = word(root + number("OFFSET", "mem_section.section_mem_map")) & ~0x3f
-    page_bytes, lru = number("SIZE", "page"), number("OFFSET", "page.lru")
-    lists = number("LENGTH", "free_area.free_list")
-    found = set()
-    for index in range(number("LENGTH", "node_data")):
-        node = word(int(value("SYMBOL", "node_data"), 16) + index * 8)
-        if not node:
-            continue
-        for zone in range(word(node + number("OFFSET", "pglist_data.nr_zones"), 4)):
-            areas = (node + number("OFFSET", "pglist_data.node_zones") + zone * number("SIZE", "zone")
-                     + number("OFFSET", "zone.free_area"))
-            for order in range(number("LENGTH", "zone.free_area")):
+        vmsieve goes by the flags in struct page instead and never looks at these lists: each proves the other.
+        """
+        found = set()
+        lru, lists = self._number("OFFSET", "page.lru"), self._number("LENGTH", "free_area.free_list")
+        for areas in self._free_areas():
+            for order in range(self._number("LENGTH", "zone.free_area")):
                 for kind in range(lists):
-                    head = areas + order * number("SIZE", "free_area") + kind * number("SIZE", "list_head")
-                    at = word(head)
+                    head = areas + order * self._number("SIZE", "free_area") + kind * 16
+                    at = self._word(head)
                     while at != head:
-                        pfn, rest = divmod(at - lru - memmap, page_bytes)
+                        pfn, rest = divmod(at - lru - self._memmap, self._page_bytes)
                         assert rest == 0
                         found.update(range(pfn, pfn + (1 << order)))
-                        at = word(at)
-    return found
+                        at = self._word(at)
+        return found
+
+    def in_use(self, pfns):
+        """Those of the page frames whose reference count is not 0."""
+        offset = self._memmap + self._number("OFFSET", "page._refcount")
+        return {pfn for pfn in pfns if self._word(offset + pfn * self._page_bytes, 4) != 0}
+
+    def _free_areas(self):
+        nodes = self._symbol("node_data")
+        for index in range(self._number("LENGTH", "node_data")):
+            node = self._word(nodes + index * 8)
+            if not node:
+                continue
+            for zone in range(self._word(node + self._number("OFFSET", "pglist_data.nr_zones"), 4)):
+                yield (node + self._number("OFFSET", "pglist_data.node_zones")
+                       + zone * self._number("SIZE", "zone") + self._number("OFFSET", "zone.free_area"))
+
+    def _word(self, address, size=8):
+        return int.from_bytes(self._program.read(address, size), "little")
+
+    def _value(self, kind, name):
+        return re.search(rf"^{kind}\({re.escape(name)}\)=(\S+)$", self._text, re.M).group(1)
+
+    def _number(self, kind, name):
+        return int(self._value(kind, name))
+
+    def _symbol(self, name):
+        return int(self._value("SYMBOL", name), 16)
