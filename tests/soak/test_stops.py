@@ -54,8 +54,9 @@ def test_counters_agree_at_random_stops(vmsieve, request, kernel):
         print(f"   {reason}")
     assert len(figures) > stops // 4, "the guest was not busy"
     # A stop inside the allocator's lock: rare, and told.
-    assert all("the kernel counts" in reason or "malformed" in reason for reason in doubtful)
-    assert len(doubtful) <= max(1, stops // 50)
+    inside = ("the kernel counts", "malformed", "lock of the zone")
+    assert all(any(words in reason for words in inside) for reason in doubtful)
+    assert len(doubtful) <= 1 + stops // 20
 
 
 def free_by_vmsieve(report):
