@@ -68,6 +68,9 @@ class Option:
     kernels: tuple = ("6.1", "6.12", "newest")  # those of the long run
 
 
+FULL_POOL = {"guest": {"hook": "/bin/hazard huge-pages 220 0x77"}, "least_free": 100, "kinds": ("buddy", "hugetlb"),
+             "selfcheck": {"churn_mib": 100, "hugetlb_mib": 220}}
+
 OPTIONS = {
     "plain": Option(kernels=tuple(KERNELS + MORE_KERNELS), default="newest"),
     "nokaslr": Option("nokaslr", kernels=tuple(KERNELS + MORE_KERNELS)),
@@ -94,6 +97,9 @@ OPTIONS = {
                       kinds=("buddy", "hugetlb")),
     "init_on_free": Option("init_on_free=1", free_reads=0),
     "page_poison": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa),
+    # Free pages of a pool are neither poisoned nor cleared, and may be the most of what is free.
+    "page_poison_hugetlb": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa, **FULL_POOL),
+    "init_on_free_hugetlb": Option("init_on_free=1", kernels=("6.12",), free_reads=0, default="6.12", **FULL_POOL),
     "debug_pagealloc": Option("debug_pagealloc=on", kernels=("6.1", "6.12-generic")),
     "page_owner": Option("page_owner=on", kernels=("6.12-generic", "6.1-rt")),
     "mem": Option("mem=500M", least_free=100),

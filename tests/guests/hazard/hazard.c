@@ -5,6 +5,7 @@
 //   hazard crash-kernel KERNEL INITRAMFS COMMAND_LINE    loaded for the case of a panic
 //   hazard forge COUNT same|twin    memory full of copies of the kernel's VMCOREINFO, or of one that
 //                                   tells of other page structures
+//   hazard huge-pages COUNT BYTE    a pool of that many, all written full of the byte and free again
 //   hazard spin                     in user mode, for ever
 #define _GNU_SOURCE
 #include <elf.h>
@@ -78,6 +79,17 @@ static void forge(long count, bool twin) {
   pause();
 }
 
+static void fill_huge_pages(long count, int byte) {
+  enum { HUGE_PAGE = 2 << 20 };
+  FILE* pool = fopen("/proc/sys/vm/nr_hugepages", "w");
+  if (!pool || fprintf(pool, "%ld", count) < 0 || fclose(pool)) die("nr_hugepages");
+  size_t bytes = (size_t)count * HUGE_PAGE;
+  char* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (memory == MAP_FAILED) die("huge pages");
+  memset(memory, byte, bytes);
+  munmap(memory, bytes);
+}
+
 int main(int count, char** arguments) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   const char* what = count > 1 ? arguments[1] : "";
@@ -91,6 +103,10 @@ int main(int count, char** arguments) {
     return 0;
   }
   if (!strcmp(what, "forge") && count == 4) forge(atol(arguments[2]), !strcmp(arguments[3], "twin"));
+  if (!strcmp(what, "huge-pages") && count == 4) {
+    fill_huge_pages(atol(arguments[2]), (int)strtol(arguments[3], NULL, 0));
+    return 0;
+  }
   if (!strcmp(what, "spin"))
     for (;;) __asm__ volatile("");
   printf("hazard: what is %s?\n", what);
