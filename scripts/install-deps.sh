@@ -11,7 +11,8 @@ build=(g++ cmake ninja-build pkg-config
        libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-utils
      fonts-dejavu-core busybox-static cpio xz-utils zstd
-     python3 python3-pytest procps strace)
+     python3 python3-pytest procps strace
+     makedumpfile python3-drgn patchelf)
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.
 installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' \

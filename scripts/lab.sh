@@ -13,13 +13,21 @@ usage() {
 Usage: scripts/lab.sh WHAT...
 
   base           guest kernel 6.1 and the initramfs: all that the demo needs
-  all            base, guest kernel 6.12 and QEMU 10.0: all that the tests need
+  all            base, guest kernels 6.12 and newest, QEMU 10.0: all that the tests need
+  matrix         all, every other guest kernel, and two more QEMUs: what the long tests need
   initramfs      the guest's user space, rebuilt when its sources changed
-  kernel-6.1     from bookworm
-  kernel-6.12    from bookworm-backports
-  kernel-5.10    from bullseye
-  kernel-newest  from trixie-backports
-  qemu-10.0      from bookworm-backports
+
+  kernel-5.10           from bullseye
+  kernel-6.1            from bookworm
+  kernel-6.1-rt         from bookworm, the flavour with PREEMPT_RT
+  kernel-6.12           from bookworm-backports
+  kernel-6.12-generic   from bookworm-backports; the other ones are of the cloud flavour
+  kernel-sid            from sid
+  kernel-newest         from trixie-backports
+  qemu-5.2              from bullseye
+  qemu-10.0             from bookworm-backports
+  qemu-newest           from trixie-backports, with trixie's libraries
+
   path           print the lab's folder
 
 The lab is \$VMSIEVE_LAB, else vmsieve-lab in the user's cache folder: $lab
@@ -139,17 +147,17 @@ pack_cpio() {
     (cd "$1" && find . | LC_ALL=C sort | cpio --quiet -o -H newc -R 0:0 --reproducible) > "$2"
 }
 
-# need_kernel VERSION SUITE: kernels/VERSION with vmlinuz, drivers.cpio and release.
+# need_kernel NAME SUITE [FLAVOUR]: kernels/NAME with vmlinuz, drivers.cpio and release.
 need_kernel() {
-    local name=kernel-$1 suite=$2 home=$lab/kernels/$1
+    local name=kernel-$1 suite=$2 meta=linux-image-${3:-cloud-amd64} home=$lab/kernels/$1
     [[ -f $home/drivers.cpio ]] && return
     open_suites "$name" /dev/null "$suite"
 
     # The meta package names the newest image; from 7.x on the kernel and its
     # modules are in packages that the image depends on.
     local image parts
-    image=$(depends_matching "$name" linux-image-cloud-amd64 '^linux-image-[0-9]')
-    [[ -n $image ]] || die "$suite has no linux-image-cloud-amd64"
+    image=$(depends_matching "$name" "$meta" '^linux-image-[0-9]')
+    [[ -n $image ]] || die "$suite has no $meta"
     mapfile -t parts < <(depends_matching "$name" "$image" '^linux-(binary|modules)-')
 
     rm -rf "$making"
@@ -169,57 +177,73 @@ need_kernel() {
 
 # ---- QEMU ------------------------------------------------------------------
 
-# QEMU 10.0 unpacked into the lab, beside the machine's own. Shared libraries
-# that the machine lacks, or has too old, are unpacked with it.
-need_qemu_10_0() {
-    local home=$lab/qemu-10.0 name=qemu-10.0
-    "$home/qemu-10.0" --version >/dev/null 2>&1 && return
-    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates bookworm-backports
+# QEMUs unpacked into the lab, beside the machine's own, each with the shared
+# libraries that the machine lacks, or has too old.
+
+# need_qemu VERSION STATUS PIN SUITE...: qemu-VERSION/qemu-VERSION. The last suite
+# is preferred; PIN is added to the name of each package. STATUS is as for
+# open_suites: with /dev/null nothing of the machine is used, not even its C library.
+need_qemu() {
+    local version=$1 name=qemu-$1 status=$2 pin=$3 suite=${*: -1} home=$lab/qemu-$1
+    "$home/$name" --version >/dev/null 2>&1 && return
+    shift 3
+    open_suites "$name" "$status" "$@"
 
     # QEMU and its firmware must be the lab's own. Of what an installation would
     # bring besides, only the shared libraries matter to a private folder.
     local own=(qemu-system-x86 qemu-system-common qemu-system-data seabios ipxe-qemu) libraries
+    own=("${own[@]/%/$pin}")
     mapfile -t libraries < <(
-        apt_in "$name" apt-get install -s -t bookworm-backports "${own[@]}" |
-        sed -nE 's/^Inst (lib[^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
+        apt_in "$name" apt-get install -s --allow-downgrades -t "$suite" "${own[@]}" |
+        sed -nE 's/^Inst (lib[^ ]+|zlib1g) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
 
     rm -rf "$making"
-    unpack_packages "$name" "$making/home/root" \
-                    -t bookworm-backports "${own[@]}" "${libraries[@]}"
-    write_qemu_wrapper "$making/home/qemu-10.0"
-    "$making/home/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 does not run"
-
+    unpack_packages "$name" "$making/home/root" -t "$suite" "${own[@]}" "${libraries[@]}"
+    write_qemu_wrapper "$making/home/$name"
+    keep_libraries "$making/home/root" "$home/root"
     rm -rf "$home"
     mv "$making/home" "$home"
+    "$home/$name" --version >/dev/null || die "the unpacked QEMU $version does not run"
     close_suites "$name"
-    say "$("$home/qemu-10.0" --version | head -n 1)"
+    say "$("$home/$name" --version | head -n 1)"
+}
+
+# keep_libraries FOLDER PLACE: lets the QEMU unpacked in FOLDER, which is to be moved
+# to PLACE, find its own libraries first, whoever starts it with whatever environment.
+keep_libraries() {
+    local qemu=$1/usr/bin/qemu-system-x86_64 path
+    path=$2/usr/lib/x86_64-linux-gnu:$2/lib/x86_64-linux-gnu
+    # Not the newer kind of path, which would not hold for the libraries' libraries.
+    patchelf --force-rpath --set-rpath "$path" "$qemu"
+    local loader=usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
+    # The machine's loader cannot load another C library than its own.
+    [[ ! -e $1/$loader ]] || patchelf --set-interpreter "$2/$loader" "$qemu"
 }
 
 write_qemu_wrapper() {
-    # The wrapper is found by its own place, so the lab may be moved. `exec`
-    # makes the real binary the process, as with a QEMU installed by a package.
+    # The wrapper is found by its own place. `exec` makes the real binary the
+    # process, as with a QEMU installed by a package.
     cat > "$1" <<'WRAPPER'
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/root
-libraries=$root/usr/lib/x86_64-linux-gnu
 # QEMU looks for its loadable devices where a package would have put them.
-export QEMU_MODULE_DIR="$libraries/qemu"
-if ls "$libraries"/*.so.* >/dev/null 2>&1; then
-    export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-fi
+export QEMU_MODULE_DIR="$root/usr/lib/x86_64-linux-gnu/qemu"
+# Newer suites have the network cards' firmware among QEMU's own.
+ipxe=$root/usr/lib/ipxe/qemu
+[ -d "$ipxe" ] || ipxe=$root/usr/share/qemu
 exec "$root/usr/bin/qemu-system-x86_64" \
-    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" "$@"
+    -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$ipxe" "$@"
 WRAPPER
     chmod +x "$1"
 }
 
 # ---- initramfs -------------------------------------------------------------
 
-# One initramfs for every kernel: a busybox, selfcheck and the /init that
-# starts it. Uncompressed, because unpacking costs seconds under emulation.
+# One initramfs for every kernel: a busybox, selfcheck, the /init that starts
+# it, and what hurts a guest on purpose. Uncompressed, because unpacking costs seconds under emulation.
 need_initramfs() {
     local guests=$source_dir/tests/guests sources
-    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./init "$(command -v busybox)" \
+    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./*/*.c ./init "$(command -v busybox)" \
                   "$source_dir/scripts/lab.sh" | sha256sum)
     [[ -f $lab/initramfs.cpio && -f $lab/initramfs.sources &&
        $(<"$lab/initramfs.sources") == "$sources" ]] && return
@@ -229,6 +253,7 @@ need_initramfs() {
     # -fno-tree-vectorize: plain 8-byte moves are the fastest under emulation.
     gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
         -o "$making/root/bin/selfcheck" "$guests"/*.c
+    gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/root/bin/hazard" "$guests"/hazard/*.c
     cp "$(command -v busybox)" "$making/root/bin/busybox"
     ln -s busybox "$making/root/bin/sh"
     install -m 755 "$guests/init" "$making/root/init"
@@ -249,19 +274,28 @@ flock 9
 trap 'rm -rf "$making"' EXIT
 trap 'echo "lab: line $LINENO failed: $BASH_COMMAND" >&2' ERR
 
-for what in "$@"; do
-    case $what in
-        base)          need_kernel 6.1 bookworm; need_initramfs ;;
-        all)           need_kernel 6.1 bookworm; need_initramfs
-                       need_kernel 6.12 bookworm-backports; need_qemu_10_0 ;;
-        initramfs)     need_initramfs ;;
-        kernel-6.1)    need_kernel 6.1 bookworm ;;
-        kernel-6.12)   need_kernel 6.12 bookworm-backports ;;
-        kernel-5.10)   need_kernel 5.10 bullseye ;;
-        kernel-newest) need_kernel newest trixie-backports ;;
-        qemu-10.0)     need_qemu_10_0 ;;
-        path)          echo "$lab" ;;
-        -h|--help)     usage ;;
-        *)             usage >&2; exit 2 ;;
+need() {
+    case $1 in
+        base)                need kernel-6.1; need initramfs ;;
+        all)                 need base; need kernel-6.12; need kernel-newest; need qemu-10.0 ;;
+        matrix)              need all; need kernel-5.10; need kernel-6.1-rt
+                             need kernel-6.12-generic; need kernel-sid
+                             need qemu-5.2; need qemu-newest ;;
+        initramfs)           need_initramfs ;;
+        kernel-5.10)         need_kernel 5.10 bullseye ;;
+        kernel-6.1)          need_kernel 6.1 bookworm ;;
+        kernel-6.1-rt)       need_kernel 6.1-rt bookworm rt-amd64 ;;
+        kernel-6.12)         need_kernel 6.12 bookworm-backports ;;
+        kernel-6.12-generic) need_kernel 6.12-generic bookworm-backports amd64 ;;
+        kernel-sid)          need_kernel sid sid ;;
+        kernel-newest)       need_kernel newest trixie-backports ;;
+        qemu-5.2)            need_qemu 5.2 /var/lib/dpkg/status /bullseye bookworm bullseye ;;
+        qemu-10.0)           need_qemu 10.0 /var/lib/dpkg/status "" \
+                                       bookworm bookworm-updates bookworm-backports ;;
+        qemu-newest)         need_qemu newest /dev/null "" trixie trixie-backports ;;
+        path)                echo "$lab" ;;
+        -h|--help)           usage ;;
+        *)                   usage >&2; exit 2 ;;
     esac
-done
+}
+for what in "$@"; do need "$what"; done

@@ -8,11 +8,39 @@ import subprocess
 
 import pytest
 
-from tests.lab import end_process
+from tests.lab import end_process, lab_has
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("VMSIEVE", ROOT / "build" / "release" / "vmsieve"))
 LONG = bool(os.environ.get("VMSIEVE_LONG"))
+
+
+# Guest kernels of the default run; the others are run with --matrix, which the long run implies.
+KERNELS = ["6.1", "6.12", "newest"]
+MORE_KERNELS = ["5.10", "6.1-rt", "6.12-generic", "sid"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--matrix", action="store_true", default=LONG,
+                     help="also what is marked as matrix: more guest kernels and options")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "matrix: only with --matrix, or in the long run")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--matrix"):
+        return
+    for item in items:
+        if item.get_closest_marker("matrix"):
+            item.add_marker(pytest.mark.skip(reason="only with --matrix, or with VMSIEVE_LONG=1"))
+
+
+def need_kernel(request, kernel):
+    """Skips when the kernel would have to be downloaded first, which only a --matrix run does."""
+    if not request.config.getoption("--matrix") and not lab_has(f"kernels/{kernel}"):
+        pytest.skip(f"guest kernel {kernel} is not in the lab: scripts/lab.sh kernel-{kernel}")
 
 
 class Failed(Exception):

@@ -9,7 +9,8 @@
 namespace vmsieve {
 
 /// The byte that pages left out must read as after a restore (hazards 10 and 11), from the content of
-/// some of the `count` free pages in `runs`.
+/// some of the `count` free pages in `runs`, all of them free blocks of the buddy allocator: pages of
+/// hugetlb pools and balloons are neither poisoned nor cleared when they become free.
 ///
 /// With page poisoning every free page holds the poison, and the kernel looks when it hands one out
 /// (mm/page_poison.c); with init_on_free every free page is zero and is handed out as zeroed memory

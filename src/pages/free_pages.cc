@@ -218,12 +218,13 @@ Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& 
   }
   decide(scans, zones, result);
   merge_runs(result.runs);  // blocks never overlap: scan_struct_pages()
+  // Before pages of pools and balloons are added: those keep what their last user wrote.
+  VMSIEVE_ASSIGN(result.fill, free_page_fill(memory, result.runs, result.buddy));
   if (options.allocator != nullptr) {
     add_listed({memory, kernel.page_tables(), layout, *options.allocator, sections, scans}, zones,
                options.kinds, result);
   }
   for (const PfnRange& run : result.runs) result.count += run.count;
-  VMSIEVE_ASSIGN(result.fill, free_page_fill(memory, result.runs, result.count));
   return result;
 }
 

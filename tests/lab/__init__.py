@@ -10,12 +10,12 @@ Standard library only. The kernels, the initramfs and QEMU 10.0 come from
 scripts/lab.sh, which is run when something is missing.
 """
 
-from .guest import Guest
-from .host import HostHugepages, Unavailable, end_process, process_exists, wait_until
+from .guest import Guest, kernel_path
+from .host import HostHugepages, Unavailable, end_process, lab, lab_has, process_exists, wait_until
 from .qmp import Qmp, QmpError
 from .serial import GuestFailed, Serial
 
 __all__ = [
     "Guest", "GuestFailed", "HostHugepages", "Qmp", "QmpError", "Serial", "Unavailable",
-    "end_process", "process_exists", "wait_until",
+    "end_process", "kernel_path", "lab", "lab_has", "process_exists", "wait_until",
 ]

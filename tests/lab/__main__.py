@@ -45,7 +45,7 @@ def main():
     command = commands.add_parser(
         "boot", help="boot a guest that goes on running",
         epilog="Arguments after -- go to QEMU.")
-    command.add_argument("--qemu", default="7.2", help="7.2, 10.0 or a path (7.2)")
+    command.add_argument("--qemu", default="7.2", help="7.2, 5.2, 10.0, newest or a path (7.2)")
     command.add_argument("--machine", default="q35", help="q35, pc, microvm (q35)")
     command.add_argument("--memory", default="plain", choices=MEMORIES)
     command.add_argument("--mem-mib", type=int, default=1024, help="guest RAM in MiB (1024)")

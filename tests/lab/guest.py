@@ -13,8 +13,9 @@ from .qmp import Qmp
 from .serial import Serial
 
 SYSTEM_QEMU = "/usr/bin/qemu-system-x86_64"
+LAB_QEMUS = ("5.2", "10.0", "newest")
 MACHINES = ("q35", "pc", "microvm")
-MEMORIES = ("plain", "memfd", "file", "file-private", "hugetlb", "numa")
+MEMORIES = ("plain", "unreserved", "memfd", "file", "file-private", "hugetlb", "numa", "numa4")
 
 _numbers = itertools.count(1)
 
@@ -22,17 +23,21 @@ _numbers = itertools.count(1)
 class Guest:
     """One QEMU with one guest; a context manager that leaves nothing behind.
 
-    qemu       '7.2' (the system's), '10.0' (the lab's) or a path
+    qemu       '7.2' (the system's), '5.2', '10.0', 'newest' (the lab's) or a path
     machine    any -machine: 'q35', 'pc', 'microvm', also with options after a comma
-    memory     'plain' anonymous; 'memfd' shared memfd; 'file' shared and 'file-private'
-               private file; 'hugetlb' shared memfd of huge pages; 'numa' two nodes, a
-               shared memfd each
+    memory     'plain' anonymous; 'unreserved' the same, and may be more than the host
+               has, as long as it is not touched; 'memfd' shared memfd; 'file' shared and 'file-private'
+               private file; 'hugetlb' shared memfd of huge pages; 'numa' and 'numa4' two
+               and four nodes, a shared memfd each
     kernel     a kernel of the lab ('6.1', '6.12', ...), a path, or None: the guest
                stays in its firmware, which also runs where Linux does not
     selfcheck  parameters of the workload, as {'busy': 1, 'churn_mib': 512}
     drivers    with the kernel's virtio drivers (block, balloon, mem) loaded. selfcheck
                watches that the content of /dev/vda, if there is one, stays as it is
     append     more for the kernel command line
+    hook       a shell script that the guest runs before selfcheck
+    files      {path in the guest: path of a file on the host}, more for its initramfs
+    reboots    the guest may reboot; else QEMU ends when it tries
     extra      more QEMU arguments
     cpu        a -cpu argument; None: one that the guest runs well on
     vga        with the machine's default VGA, or (False) without any
@@ -43,7 +48,8 @@ class Guest:
 
     def __init__(self, qemu="7.2", machine="q35", memory="plain", mem_mib=1024, smp=2,
                  kernel="6.1", append="", selfcheck=None, drivers=False, extra=(),
-                 accel="tcg,thread=multi", cpu=None, name=None, vga=False, folder=None, detached=False):
+                 accel="tcg,thread=multi", cpu=None, name=None, vga=False, folder=None, detached=False,
+                 hook="", files=None, reboots=False):
         if memory not in MEMORIES:
             raise ValueError(f'memory={memory!r} is none of {", ".join(MEMORIES)}')
         self.qemu, self.machine, self.memory = qemu, machine, memory
@@ -52,6 +58,7 @@ class Guest:
         self.cpu = cpu or self._default_cpu()
         self.name = name or f"lab-{os.getpid()}-{next(_numbers)}"
         self.drivers, self.vga, self.detached = drivers, vga, detached
+        self.hook, self.files, self.reboots = hook, dict(files or {}), reboots
 
         self._own_folder = folder is None
         self.folder = pathlib.Path(folder or tempfile.mkdtemp(prefix="vmsieve-lab-"))
@@ -167,7 +174,7 @@ class Guest:
             str(self.qemu_path()), "-name", self.name,
             "-machine", machine, "-accel", self.accel, *(["-cpu", self.cpu] if self.cpu else []),
             "-smp", str(self.smp), "-m", str(self.mem_mib), *memory_options,
-            "-no-user-config", *self._display_options(), "-no-reboot",
+            "-no-user-config", *self._display_options(), *([] if self.reboots else ["-no-reboot"]),
             "-serial", f"file:{self.serial_path}",
             "-qmp", f"unix:{self.qmp_path},server=on,wait=off",
             "-qmp", f"unix:{self.test_qmp_path},server=on,wait=off",
@@ -177,15 +184,15 @@ class Guest:
     def qemu_path(self):
         if self.qemu == "7.2":
             return SYSTEM_QEMU
-        if self.qemu == "10.0":
-            return host.lab("qemu-10.0") / "qemu-10.0" / "qemu-10.0"
+        if self.qemu in LAB_QEMUS:
+            return host.lab(f"qemu-{self.qemu}") / f"qemu-{self.qemu}" / f"qemu-{self.qemu}"
         return self.qemu
 
     def _default_cpu(self):
         # QEMU 7.2 emulates cmpxchg16b with flags that may be garbage. The slab
         # allocator of kernels from 6.6 on branches on them at once: more than
         # half of the boots of 6.12 ended in a double fault, none without cx16.
-        return "qemu64,-cx16" if self.qemu == "7.2" and self.accel.startswith("tcg") else None
+        return "qemu64,-cx16" if self.qemu in ("5.2", "7.2") and self.accel.startswith("tcg") else None
 
     def _display_options(self):
         # -nodefaults takes the NIC, CD-ROM and VGA that a bare QEMU would add.
@@ -196,6 +203,7 @@ class Guest:
         """The -machine argument, and the options that say what backs the RAM."""
         size, folder_file = f"size={self.mem_mib}M", self.folder / "memory"
         backend = {
+            "unreserved": f"memory-backend-ram,id=ram0,{size},reserve=off",
             "memfd": f"memory-backend-memfd,id=ram0,{size},share=on",
             "hugetlb": f"memory-backend-memfd,id=ram0,{size},share=on,hugetlb=on,hugetlbsize=2M",
             "file": f"memory-backend-file,id=ram0,{size},mem-path={folder_file},share=on",
@@ -208,28 +216,34 @@ class Guest:
             machine += ",acpi=off"
         if backend:
             return f"{machine},memory-backend=ram0", ["-object", backend]
-        if self.memory == "numa":
-            return machine, self._numa_options()
+        if self.memory.startswith("numa"):
+            return machine, self._numa_options(int(self.memory[4:] or 2))
         return machine, []
 
-    def _numa_options(self):
-        sizes = (self.mem_mib // 2, self.mem_mib - self.mem_mib // 2)
-        cpus = (range(self.smp // 2), range(self.smp // 2, self.smp))
+    def _numa_options(self, nodes):
+        share, cpus = self.mem_mib // nodes, self.smp // nodes
         options = []
-        for node in range(2):
-            options += ["-object", f"memory-backend-memfd,id=ram{node},size={sizes[node]}M,share=on"]
-            cpu = f",cpus={cpus[node][0]}-{cpus[node][-1]}" if cpus[node] else ""
-            options += ["-numa", f"node,nodeid={node},memdev=ram{node}{cpu}"]
+        for node in range(nodes):
+            # The last one gets what does not divide.
+            size = share if node < nodes - 1 else self.mem_mib - node * share
+            last = (node + 1) * cpus - 1 if node < nodes - 1 else self.smp - 1
+            cpu = f",cpus={node * cpus}-{last}" if last >= node * cpus else ""
+            options += ["-object", f"memory-backend-memfd,id=ram{node},size={size}M,share=on",
+                        "-numa", f"node,nodeid={node},memdev=ram{node}{cpu}"]
         return options
 
     def _kernel_options(self):
         if self.kernel is None:
             return []
-        image, initramfs = self.kernel, host.lab("initramfs") / "initramfs.cpio"
-        if not os.path.exists(image):
-            image = host.lab(f"kernel-{self.kernel}") / "kernels" / self.kernel / "vmlinuz"
-        if self.drivers:
-            initramfs = self._initramfs_with_drivers(initramfs, image.with_name("drivers.cpio"))
+        image, initramfs = kernel_path(self.kernel), host.lab("initramfs") / "initramfs.cpio"
+        archives = [image.with_name("drivers.cpio")] if self.drivers else []
+        if self.hook or self.files:
+            archives.append(self._own_files())
+        if archives:
+            # The kernel unpacks archives that follow each other, one after the other.
+            together = self.folder / "initramfs.cpio"
+            together.write_bytes(b"".join(path.read_bytes() for path in (initramfs, *archives)))
+            initramfs = together
         parameters = " ".join(f"selfcheck.{k}={int(v)}" for k, v in self.selfcheck.items())
         # loglevel: only what the console must show; kernel lines between
         # selfcheck's would tear them apart.
@@ -237,8 +251,23 @@ class Guest:
         return ["-kernel", str(image), "-initrd", str(initramfs),
                 "-append", " ".join(line.split())]
 
-    def _initramfs_with_drivers(self, initramfs, drivers):
-        # The kernel unpacks archives that follow each other, one after the other.
-        both = self.folder / "initramfs.cpio"
-        both.write_bytes(initramfs.read_bytes() + drivers.read_bytes())
-        return both
+    def _own_files(self):
+        root, archive = self.folder / "root", self.folder / "own.cpio"
+        root.mkdir(exist_ok=True)
+        if self.hook:
+            (root / "hook").write_text(self.hook, encoding="utf-8")
+        for path, source in self.files.items():
+            (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, root / path.lstrip("/"))
+        with open(archive, "wb") as output:
+            names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+            subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root, check=True,
+                           input=names, stdout=output, text=True)
+        return archive
+
+
+def kernel_path(kernel):
+    """The image of a kernel of the lab, or of a path."""
+    if os.path.exists(kernel):
+        return pathlib.Path(kernel)
+    return host.lab(f"kernel-{kernel}") / "kernels" / kernel / "vmlinuz"

@@ -68,6 +68,11 @@ def lab(*wanted):
     return pathlib.Path(done.stdout.splitlines()[-1])
 
 
+def lab_has(part):
+    """Is it in the lab already, without a download? `part` is as 'kernels/5.10'."""
+    return (lab() / part).exists()
+
+
 class HostHugepages:
     """Reserves `mib` of 2 MiB huge pages on the host, besides those reserved before.
 

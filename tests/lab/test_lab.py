@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.conftest import KERNELS, MORE_KERNELS
+
 from . import Guest, GuestFailed, HostHugepages, Serial, Unavailable, pattern, process_exists, wait_until
 
 
@@ -83,6 +85,23 @@ def test_every_machine_boots(qemu, machine, kernel):
     with Guest(qemu=qemu, machine=machine, kernel=kernel, selfcheck={"churn_mib": 64}) as guest:
         guest.wait_ready()
         guest.wait_rounds(2)
+
+
+@pytest.mark.parametrize("kernel", [
+    pytest.param(kernel, marks=[] if kernel == "newest" else pytest.mark.matrix)
+    for kernel in KERNELS + MORE_KERNELS])
+def test_every_kernel_boots(kernel):
+    with Guest(kernel=kernel, selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(2)
+
+
+def test_the_hook_runs_before_selfcheck(tmp_path):
+    (tmp_path / "word").write_text("from the host\n", encoding="ascii")
+    with Guest(hook="/bin/busybox cat /some/word", files={"/some/word": tmp_path / "word"},
+               selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        assert "from the host" in guest.serial.text().partition("selfcheck: ready")[0]
 
 
 def test_disk_and_balloon_work_with_the_drivers(tmp_path):

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// What tests/e2e/test_hazards.py wants a guest to do to itself. Runs beside selfcheck, as root.
+//
+//   hazard kexec KERNEL INITRAMFS COMMAND_LINE    into another kernel, at once
+//   hazard crash-kernel KERNEL INITRAMFS COMMAND_LINE    loaded for the case of a panic
+//   hazard forge COUNT same|twin    memory full of copies of the kernel's VMCOREINFO, or of one that
+//                                   tells of other page structures
+//   hazard huge-pages COUNT BYTE    a pool of that many, all written full of the byte and free again
+//   hazard spin                     in user mode, for ever
+#define _GNU_SOURCE
+#include <elf.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kexec.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/reboot.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, NOTE_HEADER = 24 };
+
+__attribute__((noreturn)) static void die(const char* what) {
+  printf("hazard: %s: %s\n", what, strerror(errno));
+  exit(1);
+}
+
+static void load(char** arguments, unsigned long flags) {
+  int kernel = open(arguments[0], O_RDONLY), initramfs = open(arguments[1], O_RDONLY);
+  if (kernel < 0 || initramfs < 0) die("cannot open the next kernel");
+  if (syscall(SYS_kexec_file_load, kernel, initramfs, strlen(arguments[2]) + 1, arguments[2], flags))
+    die("kexec_file_load");
+  printf("hazard: loaded %s\n", arguments[0]);
+}
+
+// /proc/kcore carries VMCOREINFO as a note (fs/proc/kcore.c).
+static size_t read_vmcoreinfo(char text[PAGE]) {
+  static char head[1 << 20];
+  int kcore = open("/proc/kcore", O_RDONLY);
+  ssize_t got = kcore < 0 ? -1 : pread(kcore, head, sizeof head, 0);
+  if (got < (ssize_t)sizeof(Elf64_Ehdr)) die("/proc/kcore");
+  const char* begin = memmem(head, (size_t)got, "OSRELEASE=", 10);
+  if (!begin) die("no VMCOREINFO in /proc/kcore");
+  size_t length = strnlen(begin, (size_t)(head + got - begin));
+  if (length >= PAGE) length = PAGE - 1;
+  memcpy(text, begin, length);
+  return length;
+}
+
+// The first digit of the address of the page structures' root becomes another one.
+static void change(char text[PAGE]) {
+  char* value = strstr(text, "SYMBOL(mem_section)=");
+  if (!value) die("VMCOREINFO tells of no mem_section");
+  value += strlen("SYMBOL(mem_section)=") + 14;
+  *value = *value == '8' ? '0' : '8';
+}
+
+static void forge(long count, bool twin) {
+  static char text[PAGE];
+  size_t length = read_vmcoreinfo(text);
+  if (twin) change(text);
+  char* memory = mmap(NULL, (size_t)count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) die("memory");
+  for (long i = 0; i < count; i++) {
+    char* page = memory + i * PAGE;
+    if (i % 2 == 0 || length + NOTE_HEADER >= PAGE) {
+      memcpy(page, text, length);
+      continue;
+    }
+    Elf64_Nhdr header = {.n_namesz = sizeof "VMCOREINFO", .n_descsz = (Elf64_Word)length};
+    memcpy(page, &header, sizeof header);
+    memcpy(page + sizeof header, "VMCOREINFO", sizeof "VMCOREINFO");
+    memcpy(page + NOTE_HEADER, text, length);
+  }
+  printf("hazard: forged %ld pages\n", count);
+  pause();
+}
+
+static void fill_huge_pages(long count, int byte) {
+  enum { HUGE_PAGE = 2 << 20 };
+  FILE* pool = fopen("/proc/sys/vm/nr_hugepages", "w");
+  if (!pool || fprintf(pool, "%ld", count) < 0 || fclose(pool)) die("nr_hugepages");
+  size_t bytes = (size_t)count * HUGE_PAGE;
+  char* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (memory == MAP_FAILED) die("huge pages");
+  memset(memory, byte, bytes);
+  munmap(memory, bytes);
+}
+
+int main(int count, char** arguments) {
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  const char* what = count > 1 ? arguments[1] : "";
+  if (!strcmp(what, "kexec") && count == 5) {
+    load(arguments + 2, 0);
+    reboot(RB_KEXEC);
+    die("reboot");
+  }
+  if (!strcmp(what, "crash-kernel") && count == 5) {
+    load(arguments + 2, KEXEC_FILE_ON_CRASH);
+    return 0;
+  }
+  if (!strcmp(what, "forge") && count == 4) forge(atol(arguments[2]), !strcmp(arguments[3], "twin"));
+  if (!strcmp(what, "huge-pages") && count == 4) {
+    fill_huge_pages(atol(arguments[2]), (int)strtol(arguments[3], NULL, 0));
+    return 0;
+  }
+  if (!strcmp(what, "spin"))
+    for (;;) __asm__ volatile("");
+  printf("hazard: what is %s?\n", what);
+  return 2;
+}
