@@ -164,6 +164,7 @@ Result<Inspection> inspect_vm(const VmAddress& address, const InspectOptions& op
     if (guard) VMSIEVE_TRY(guard->resume());
     if (inspection.paused) inspection.pause_ms = pause.ms();
   }
+  inspection.free_pages = {free.buddy, free.per_cpu, free.hugetlb, free.offline};
   std::vector<Mapped> mappings;
   const RamLayout& layout = vm.memory->layout();
   for (const RamMapping& m : layout.mappings)
@@ -183,6 +184,7 @@ Result<Inspection> inspect_checkpoint(const CheckpointReader& checkpoint, const 
   inspection.reason = manifest.introspection.reason;
   inspection.exact = manifest.introspection.used && manifest.introspection.reason.empty();
   inspection.running = manifest.was_running;
+  inspection.free_pages = manifest.introspection.free_pages;
   FreePages free;
   free.runs = memory.free_pages();
   for (const PfnRange& run : free.runs) free.count += run.count;

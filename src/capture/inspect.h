@@ -35,6 +35,8 @@ struct Inspection {
   u64 total_bytes = 0;  ///< of the guest's main memory
   u64 free_bytes = 0;
   u64 used_bytes = 0;  ///< total_bytes - free_bytes
+  /// Of free_bytes, in pages: what they are free as. All zero for a checkpoint that does not say.
+  FreeKindCounts free_pages;
   u64 vcpus = 0;
   bool paused = false;  ///< the guest was stopped for the look
   double pause_ms = 0;

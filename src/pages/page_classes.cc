@@ -22,6 +22,7 @@ constexpr u64 kChunkBytes = 256 * kKiB;
 constexpr u64 kMaxTables = u64{1} << 17;       // page tables of the kernel's virtually mapped memory
 constexpr std::size_t kMaxMappings = 1 << 20;  // files in the page cache that are told apart
 constexpr std::size_t kMaxAskedMappings = 1 << 15;
+constexpr u64 kMaxZoneNameBytes = 16;
 
 // Classes by RAM page, whatever holes RAM has.
 class ClassMap {
@@ -246,6 +247,22 @@ void name_files(const StructPageReader& pages, const KernelReader& reader, const
   }
 }
 
+// Nodes and zones, by the names that the kernel gives them: "node 0 DMA32".
+std::vector<ZoneSpan> name_zones(const Zones& zones, const KernelReader& reader, const Btf& types) {
+  std::vector<ZoneSpan> spans;
+  const auto name_offset = types.offset_of("zone", "name");
+  for (std::size_t i = 0; i < zones.groups.size(); ++i) {
+    ZoneSpan span{zones.groups[i].name, zones.groups[i].span};
+    if (name_offset && zones.addresses.size() == zones.groups.size()) {
+      const auto at = reader.pointer(zones.addresses[i] + *name_offset);
+      const auto text = at ? reader.text(*at, kMaxZoneNameBytes) : std::nullopt;
+      if (text) span.name = span.name.substr(0, span.name.find(" zone ")) + " " + *text;
+    }
+    spans.push_back(std::move(span));
+  }
+  return spans;
+}
+
 }  // namespace
 
 std::string_view to_string(PageClass page_class) {
@@ -299,9 +316,8 @@ Result<PageClasses> classify_pages(const GuestMemory& memory, const LinuxKernel&
   map.finish(result);
   result.swap_cache = pages.swap_cache;
   name_files(pages, KernelReader(memory, tables), symbols.types(), max_files, result);
-  if (const auto zones = read_zones(memory, tables, layout); zones.ok()) {
-    for (const ZoneGroup& group : zones->groups) result.zones.push_back({group.name, group.span});
-  }
+  if (const auto zones = read_zones(memory, tables, layout); zones.ok())
+    result.zones = name_zones(*zones, KernelReader(memory, tables), symbols.types());
   return result;
 }
 

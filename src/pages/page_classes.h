@@ -24,7 +24,7 @@ enum class PageClass : u8 {
   kCacheClean,    ///< pages of files that are the same on disk
   kCacheDirty,    ///< pages of files that are not yet on disk; all pages of ramfs
   kHugetlb,       ///< pages of hugetlb pools that are in use
-  kSlab,          ///< kernel objects
+  kSlab,          ///< kernel objects, those too large for the slab caches included
   kPageTables,    ///< of processes
   kKernelStacks,  ///< of threads
   kVmalloc,       ///< the kernel's virtually mapped memory, modules included

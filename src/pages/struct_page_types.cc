@@ -102,6 +102,8 @@ Result<StructPageTypes> StructPageTypes::make(const GuestMemory& memory, const L
   if (btf.enumerator("PGTY_buddy")) types.type_mask_ = 0xff00'0000;
   types.slab_type_ = known_type("PAGE_SLAB_MAPCOUNT_VALUE");
   types.hugetlb_type_ = known_type("PAGE_HUGETLB_MAPCOUNT_VALUE");
+  if (const auto large = btf.enumerator("PGTY_large_kmalloc"))
+    types.large_type_ = static_cast<u32>(*large) << kTypeShift;
   if (const auto table = btf.enumerator("PGTY_table")) {
     types.table_type_ = static_cast<u32>(*table) << kTypeShift;
   } else if (const auto seen = type_of_page_tables(memory, kernel, layout, sections, processes)) {
@@ -122,7 +124,7 @@ Result<StructPageTypes> StructPageTypes::make(const GuestMemory& memory, const L
 
 std::optional<PageClass> StructPageTypes::typed(u32 type) const {
   const u32 value = type & type_mask_;
-  if (value == slab_type_) return PageClass::kSlab;
+  if (value == slab_type_ || value == large_type_) return PageClass::kSlab;
   if (value == table_type_) return PageClass::kPageTables;
   if (value == hugetlb_type_) return PageClass::kHugetlb;
   if (layout_.offline_type && value == (*layout_.offline_type & type_mask_)) return PageClass::kOffline;
@@ -141,7 +143,13 @@ bool StructPageTypes::is_hugetlb(const std::byte* page) const {
 
 PageClass StructPageTypes::kernel_page(const std::byte* page, u64 flags) const {
   if ((flags & reserved_bit_) != 0) return PageClass::kReserved;
-  return load_le<u32>(page + layout_.refcount_offset) == 0 ? PageClass::kUnused : PageClass::kKernelOther;
+  const u32 references = load_le<u32>(page + layout_.refcount_offset);
+  if (references == 0) return PageClass::kUnused;
+  // An allocation larger than the slab caches' largest is a compound page with one reference, which the
+  // kernel counts as slab (mm/slub.c, kmalloc_large); it has a type of its own since 6.15 only. Fragments
+  // of network buffers are compound too, but hold many references (mm/page_frag_cache.c).
+  const bool large_allocation = (flags & head_bit_) != 0 && references == 1 && !large_type_;
+  return large_allocation ? PageClass::kSlab : PageClass::kKernelOther;
 }
 
 StructPage StructPageTypes::read(const std::byte* page) const {

@@ -49,7 +49,7 @@ class StructPageTypes {
   u64 reserved_bit_ = 0, dirty_bit_ = 0, swap_backed_bit_ = 0;  // masks of flags
   u64 slab_bit_ = 0, swap_cache_bit_ = 0, head_bit_ = 0;        // 0 where the kernel has no such flag
   u32 type_mask_ = ~u32{0};
-  std::optional<u32> slab_type_, table_type_, hugetlb_type_;
+  std::optional<u32> slab_type_, large_type_, table_type_, hugetlb_type_;
   // Before 6.9 the second structure of a huge page says that it is one: by the number of its destructor
   // (before 6.6), or by a flag.
   std::optional<u64> dtor_offset_;
