@@ -239,15 +239,16 @@ def step_through(vmsieve, guest, folder, gdb, name, address):
     gdb.break_at(address)
     met = gdb.run(20)
     gdb.clear(address)
-    looks, judged = [], set()
-    for _ in range((60 if LONG else 12) if met else 0):
+    looks, steps = [], (60 if LONG else 12) if met else 0
+    # Every function in the long run; else one of a zone's lists and one of a CPU's.
+    judged = random.randrange(1, 12) if LONG or name in ("free_pcppages_bulk", "free_unref_page_commit") else -1
+    for step in range(steps):
         look = Look(vmsieve, guest)
         looks.append(look)
         print(name, look)
-        # Every function in the long run; else one, which is called with the zone's lock held.
-        if look.used and look.exact not in judged and (LONG or name == "free_pcppages_bulk"):
+        if step >= judged >= 0 and look.used:
             print("   judged")
-            judged.add(look.exact)
+            judged = -1
             judge(vmsieve, guest, folder, "--set", f"gdb=unix:{folder}/gdb-copy,server=on,wait=off", rounds=5)
         gdb.step(5 if LONG else 23)
     return looks
