@@ -102,8 +102,6 @@ OPTIONS = {
     "page_poison_hugetlb": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa, **FULL_POOL),
     "init_on_free_hugetlb": Option("init_on_free=1", kernels=("6.12",), free_reads=0, default="6.12",
                                    **FULL_POOL),
-    "debug_pagealloc": Option("debug_pagealloc=on", kernels=("6.1", "6.12-generic")),
-    "page_owner": Option("page_owner=on", kernels=("6.12-generic", "6.1-rt")),
     "mem": Option("mem=500M", least_free=100),
     "memmap": Option("memmap=64M$0x10000000 memmap=3M$0x18180000"),
     "odd_size": Option(guest={"mem_mib": 777}),
