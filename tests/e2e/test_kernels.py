@@ -68,8 +68,8 @@ class Option:
     kernels: tuple = ("6.1", "6.12", "newest")  # those of the long run
 
 
-FULL_POOL = {"guest": {"hook": "/bin/hazard huge-pages 220 0x77"}, "least_free": 100, "kinds": ("buddy", "hugetlb"),
-             "selfcheck": {"churn_mib": 100, "hugetlb_mib": 220}}
+FULL_POOL = {"guest": {"hook": "/bin/hazard huge-pages 220 0x77"}, "least_free": 100,
+             "selfcheck": {"churn_mib": 100, "hugetlb_mib": 220}, "kinds": ("buddy", "hugetlb")}
 
 OPTIONS = {
     "plain": Option(kernels=tuple(KERNELS + MORE_KERNELS), default="newest"),
@@ -89,7 +89,8 @@ OPTIONS = {
     "virtio_mem": Option("memhp_default_state=online", action=plug_virtio_mem, guest={
         "drivers": True, "qemu": "10.0", "extra": [
             "-m", "maxmem=4G", "-object", "memory-backend-ram,id=vmem,size=1G",
-            "-device", "virtio-mem-pci,id=vm0,memdev=vmem,requested-size=0"]}, default="6.1", omit="per-cpu,hugetlb,offline"),
+            "-device", "virtio-mem-pci,id=vm0,memdev=vmem,requested-size=0"]},
+        default="6.1", omit="per-cpu,hugetlb,offline"),
     "balloon": Option(action=inflate, least_free=128, omit="per-cpu,hugetlb,offline",
                       kinds=("buddy", "offline"),
                       guest={"drivers": True, "extra": ["-device", "virtio-balloon-pci"]}),
@@ -99,9 +100,8 @@ OPTIONS = {
     "page_poison": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa),
     # Free pages of a pool are neither poisoned nor cleared, and may be the most of what is free.
     "page_poison_hugetlb": Option("page_poison=1", kernels=("6.12-generic",), free_reads=0xaa, **FULL_POOL),
-    "init_on_free_hugetlb": Option("init_on_free=1", kernels=("6.12",), free_reads=0, default="6.12", **FULL_POOL),
-    "debug_pagealloc": Option("debug_pagealloc=on", kernels=("6.1", "6.12-generic")),
-    "page_owner": Option("page_owner=on", kernels=("6.12-generic", "6.1-rt")),
+    "init_on_free_hugetlb": Option("init_on_free=1", kernels=("6.12",), free_reads=0, default="6.12",
+                                   **FULL_POOL),
     "mem": Option("mem=500M", least_free=100),
     "memmap": Option("memmap=64M$0x10000000 memmap=3M$0x18180000"),
     "odd_size": Option(guest={"mem_mib": 777}),
@@ -174,7 +174,8 @@ def test_guest_cannot_tell(vmsieve, tmp_path, request, kernel, option):
 @pytest.mark.parametrize("kernel", ["6.12"])
 def test_a_look_at_a_large_guest_makes_none_of_its_memory_resident(vmsieve, tmp_path, kernel):
     """64 GiB, of which little was ever touched: neither `inspect` nor `save` touches more of it."""
-    with Guest(kernel=kernel, mem_mib=64 << 10, memory="unreserved", selfcheck={"churn_mib": 256}, folder=tmp_path / "guest") as guest:
+    with Guest(kernel=kernel, mem_mib=64 << 10, memory="unreserved", selfcheck={"churn_mib": 256},
+               folder=tmp_path / "guest") as guest:
         guest.wait_ready()
         monitor(guest, "stop")
         before = resident_mib(guest)

@@ -8,7 +8,7 @@ from tests.lab import Guest, Serial
 
 MACHINES = ["q35", "pc"]
 MEMORIES = ["plain", "memfd", "file"]
-QEMUS = ["7.2", "10.0", pytest.param("5.2", marks=pytest.mark.matrix), pytest.param("newest", marks=pytest.mark.matrix)]
+QEMUS = ["7.2", "10.0", *[pytest.param(qemu, marks=pytest.mark.matrix) for qemu in ("5.2", "newest")]]
 
 
 @pytest.fixture

@@ -79,8 +79,8 @@ def test_other_programs_agree(vmsieve, request, tmp_path, kernel):
             time.sleep(moments.uniform(0.05, 1))
             guest.monitor.execute("stop")
             saved = vmsieve.save(guest.qmp_path, "--omit", "none", "--compress", "lz4")
-            if saved["introspection"]["reason"]:  # inside the allocator's lock, where lists and flags disagree
-                continue
+            if saved["introspection"]["reason"]:
+                continue  # inside the allocator's lock, where lists and flags disagree
             buddy = free_by_vmsieve(vmsieve.json("show", saved["checkpoint"], "--pages"))
             vmsieve.run("rm", saved["checkpoint"])
             everything = free_by_vmsieve(vmsieve.json("inspect", guest.qmp_path, "--pages"))

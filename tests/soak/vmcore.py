@@ -11,8 +11,8 @@ PT_LOAD, PT_NOTE = 1, 4
 
 
 def add_vmcoreinfo(dump, target):
-    """Copies QEMU's ELF dump and adds what a kernel's own dump has, and other programs look for: VMCOREINFO as
-    a note, and a segment that tells where the kernel's image is mapped. Returns the text of VMCOREINFO."""
+    """Copies QEMU's ELF dump and adds what a kernel's own dump has, and other programs look for: VMCOREINFO
+    as a note, and a segment that tells where the kernel's image is mapped. Returns the text of VMCOREINFO."""
     with open(dump, "rb") as source, open(target, "wb") as output:
         memory = mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ)
         header = bytearray(memory[:64])
@@ -31,7 +31,10 @@ def add_vmcoreinfo(dump, target):
             segment[2] += shift
         struct.pack_into("<QQ", header, 32, 64, 0)
         struct.pack_into("<HHHH", header, 56, len(program_headers), 0, 0, 0)
-        output.write(header + b"".join(struct.pack("<IIQQQQQQ", *segment) for segment in program_headers) + notes)
+        output.write(header)
+        for segment in program_headers:
+            output.write(struct.pack("<IIQQQQQQ", *segment))
+        output.write(notes)
         output.seek(at)
         for begin in range(at - shift, len(memory), 1 << 24):
             output.write(memory[begin:begin + (1 << 24)])
@@ -41,7 +44,8 @@ def add_vmcoreinfo(dump, target):
 def _kernel_image(loads, text):
     """A segment for the kernel's image: 64 MiB from _stext on, or what its RAM has."""
     begin = int(re.search(r"^SYMBOL\(_stext\)=(\w+)$", text, re.M).group(1), 16)
-    physical = begin - 0xffffffff80000000 + int(re.search(r"^NUMBER\(phys_base\)=(\S+)$", text, re.M).group(1))
+    base = int(re.search(r"^NUMBER\(phys_base\)=(\S+)$", text, re.M).group(1))
+    physical = begin - 0xffffffff80000000 + base
     for _, flags, offset, _, address, size, _, align in loads:
         if address <= physical < address + size:
             length = min(64 << 20, address + size - physical)
@@ -100,7 +104,7 @@ class Structures:
     def free_by_lists(self):
         """The page frames in blocks that hang on the zones' free lists.
 
-        vmsieve goes by the flags in struct page instead and never looks at these lists: each proves the other.
+        vmsieve goes by the flags in struct page instead and never looks at these lists.
         """
         found = set()
         lru, lists = self._number("OFFSET", "page.lru"), self._number("LENGTH", "free_area.free_list")
