@@ -39,6 +39,12 @@ constexpr u64 kMemberBytes = 12;
 constexpr u64 kEnumBytes = 8;
 constexpr u64 kEnum64Bytes = 12;
 constexpr u64 kPointerBytes = 8;
+// Members looked at for one answer. Anonymous structures inside each other may be as many ways as there
+// are members to the power of the depth; struct page, the most nested one, has about a hundred.
+constexpr u64 kMaxMembersSeen = u64{1} << 17;
+// Of a name so much is read: KSYM_NAME_LEN, beyond which the kernel takes none (kernel/bpf/btf.c
+// __btf_name_valid()). Strings may overlap, so without a limit their number times the length of all.
+constexpr u64 kMaxNameBytes = 512;
 
 // Bytes behind the common part; none for a kind that is not known, behind which nothing can be found.
 std::optional<u64> extra_bytes(u32 kind, u64 vlen) {
@@ -95,10 +101,10 @@ Result<Btf> Btf::parse(std::vector<std::byte> bytes) {
   btf.bytes_ = std::move(bytes);
 
   const u64 end = header + types + types_size;
-  for (u64 at = header + types; at + kTypeBytes <= end;) {
-    const u32 info = load_le<u32>(&btf.bytes_[at + 4]);
+  for (u64 at = header + types; at < end;) {
+    const u32 info = end - at >= kTypeBytes ? load_le<u32>(&btf.bytes_[at + 4]) : 0;
     const auto extra = extra_bytes((info >> 24) & 0x1f, info & 0xffff);
-    if (!extra || *extra > end - at - kTypeBytes)
+    if (!extra || *extra > end - at - kTypeBytes || btf.types_.size() == kMaxTypes)
       return make_error(ErrorKind::kDamaged, "BTF type {} makes no sense", btf.types_.size() + 1);
     btf.types_.push_back(static_cast<u32>(at));
     at += kTypeBytes + *extra;
@@ -122,14 +128,11 @@ std::optional<Btf::Type> Btf::type(u32 id) const {
 }
 
 // The type behind typedefs and qualifiers.
-std::optional<Btf::Type> Btf::resolved(u32 id, u32* resolved_id) const {
+std::optional<Btf::Type> Btf::resolved(u32 id) const {
   for (int step = 0; step < kMaxDepth; ++step) {
     const auto found = type(id);
     if (!found) return std::nullopt;
-    if (!is_modifier(found->kind())) {
-      if (resolved_id != nullptr) *resolved_id = id;
-      return found;
-    }
+    if (!is_modifier(found->kind())) return found;
     id = found->size_or_type;
   }
   return std::nullopt;
@@ -138,7 +141,7 @@ std::optional<Btf::Type> Btf::resolved(u32 id, u32* resolved_id) const {
 std::string_view Btf::name_at(u32 offset) const {
   if (offset >= strings_size_) return {};
   const auto* text = reinterpret_cast<const char*>(&bytes_[strings_ + offset]);
-  return {text, strnlen(text, strings_size_ - offset)};
+  return {text, strnlen(text, std::min(strings_size_ - offset, kMaxNameBytes))};
 }
 
 std::optional<u64> Btf::size_of_type(u32 id, int depth) const {
@@ -176,9 +179,19 @@ std::optional<u64> Btf::size_of(std::string_view name) const {
   return size_of_type(*id, 0);
 }
 
-std::optional<Btf::Found> Btf::find_member(const Type& structure, std::string_view name, int depth) const {
-  if (depth > kMaxDepth) return std::nullopt;
+// Before structures had a flag for it (pahole 1.13), the integer told that it is a bit field.
+bool Btf::is_bit_field(u32 type_id) const {
+  const auto type = resolved(type_id);
+  return type && type->kind() == kInt &&
+         (load_le<u32>(&bytes_[type->extra]) & 0xff) != u64{type->size_or_type} * 8;
+}
+
+std::optional<Btf::Found> Btf::find_member(const Type& structure, std::string_view name, int depth,
+                                           u64& budget) const {
+  if (depth > kMaxDepth || name.empty()) return std::nullopt;
   for (u32 i = 0; i < structure.vlen(); ++i) {
+    if (budget == 0) return std::nullopt;
+    --budget;
     const std::byte* const entry = &bytes_[structure.extra + i * kMemberBytes];
     const std::string_view member_name = name_at(load_le<u32>(entry));
     const u32 member_type = load_le<u32>(entry + 4);
@@ -186,13 +199,13 @@ std::optional<Btf::Found> Btf::find_member(const Type& structure, std::string_vi
     const u64 bits = structure.kind_flag() ? raw & 0xff'ffff : raw;
     const bool bit_field = structure.kind_flag() && (raw >> 24) != 0;
     if (member_name == name) {
-      if (bit_field || bits % 8 != 0) return std::nullopt;
+      if (bit_field || bits % 8 != 0 || is_bit_field(member_type)) return std::nullopt;
       return Found{{bits / 8, 0, 1}, member_type};
     }
     if (!member_name.empty() || bits % 8 != 0) continue;
     const auto inner = resolved(member_type);
     if (!inner || !is_struct(inner->kind())) continue;
-    if (auto found = find_member(*inner, name, depth + 1)) {
+    if (auto found = find_member(*inner, name, depth + 1, budget)) {
       found->member.offset += bits / 8;
       return found;
     }
@@ -211,10 +224,11 @@ std::optional<Btf::Member> Btf::member(std::string_view structure, std::string_v
   if (!id) return std::nullopt;
   auto at = type(*id);
   u64 offset = 0;
+  u64 budget = kMaxMembersSeen;
   for (;;) {
     const auto dot = path.find('.');
     if (!at || !is_struct(at->kind())) return std::nullopt;
-    auto found = find_member(*at, path.substr(0, dot), 0);
+    auto found = find_member(*at, path.substr(0, dot), 0, budget);
     if (!found) return std::nullopt;
     offset += found->member.offset;
     if (dot == std::string_view::npos) {

@@ -14,10 +14,11 @@ namespace vmsieve {
 
 /// The BPF Type Format: the kernel's own description of its structures, of one kernel image
 /// (Documentation/bpf/btf.rst, include/uapi/linux/btf.h). Hostile bytes: every index is checked where
-/// it is used, every chain of types is cut after a few steps.
+/// it is used, every chain of types is cut after a few steps, and every search ends.
 class Btf {
  public:
   static constexpr u64 kMaxBytes = 64 * kMiB;  ///< Debian's kernels have 5 MiB
+  static constexpr u64 kMaxTypes = 0xf'ffff;   ///< BTF_MAX_TYPE
 
   /// Takes the bytes from the header (magic 0xeb9f, little-endian) on. kDamaged when they are no BTF.
   static Result<Btf> parse(std::vector<std::byte> bytes);
@@ -64,10 +65,12 @@ class Btf {
   };
 
   std::optional<Type> type(u32 id) const;
-  std::optional<Type> resolved(u32 id, u32* resolved_id = nullptr) const;
+  std::optional<Type> resolved(u32 id) const;
   std::string_view name_at(u32 offset) const;
   std::optional<u64> size_of_type(u32 id, int depth) const;
-  std::optional<Found> find_member(const Type& structure, std::string_view name, int depth) const;
+  std::optional<Found> find_member(const Type& structure, std::string_view name, int depth,
+                                   u64& budget) const;
+  bool is_bit_field(u32 type_id) const;
   std::optional<u32> find_struct(std::string_view name) const;
   void describe(Found& found) const;
 

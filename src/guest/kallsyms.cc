@@ -117,7 +117,7 @@ Result<Kallsyms> Kallsyms::read_at(const GuestMemory& memory, PageTableRoot tabl
 
   // The tables stand in the order num_syms, names, markers, token_table: names end before the tokens.
   const u64 room = place.token_table.value - place.names.value;
-  if (place.token_table <= place.names || room > count * kMaxNameBytes)
+  if (place.token_table <= place.names || room > kMaxNamesBytes)
     return Error(ErrorKind::kDamaged, "kallsyms: the tokens do not stand behind the names");
   VMSIEVE_ASSIGN(result.names_, read_bytes(memory, tables, place.names, room));
   u64 end = 0;

@@ -24,6 +24,8 @@ class Kallsyms {
   static constexpr u64 kMaxSymbols = u64{1} << 22;
   /// KSYM_NAME_LEN has been 128, then 512 (include/linux/kallsyms.h).
   static constexpr u64 kMaxNameBytes = 512;
+  /// Names longer than this in all, compressed, are refused: a million symbols make 20 MiB.
+  static constexpr u64 kMaxNamesBytes = 64 * kMiB;
 
   /// Where the tables are, in guest-virtual addresses.
   struct Place {

@@ -15,9 +15,15 @@ constexpr u64 kImageBytes = kGiB;
 constexpr u64 kLargePage = 2 * kMiB;
 constexpr u64 kTokens = 256;
 constexpr u64 kAlignment = 8;  // ALGN of scripts/kallsyms.c on 64 bits
-constexpr std::size_t kMaxPlaces = 16;
 constexpr u64 kSymbolsPerMarker = 256;
 constexpr u64 kMaxEntryBytes = 514;
+
+// What is looked at in one image at most, whatever it holds: in a kernel the ten digits stand in a row
+// once or twice, and there is one table of tokens with its index.
+struct Budget {
+  u64 digits = 4096;
+  u64 tables = 16;  // each costs up to 16,448 places where names may begin, 256 names at each
+};
 
 void append_piece(std::vector<ImagePiece>& pieces, GuestVirtual address, std::span<const std::byte> bytes) {
   if (pieces.empty() || pieces.back().address + pieces.back().bytes.size() != address)
@@ -149,27 +155,33 @@ void add_places(std::span<const std::byte> image, GuestVirtual base, u64 names, 
   if (count_at >= padded + 8) place(count_at - 8 - padded, count_at - 8);
 }
 
-}  // namespace
-
-std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, GuestVirtual base) {
-  std::vector<Kallsyms::Place> places;
+void search_piece(std::span<const std::byte> image, GuestVirtual base, Budget& budget,
+                  std::vector<Kallsyms::Place>& places) {
   const auto digits = as_byte_span(kDigits);
   const std::boyer_moore_horspool_searcher searcher(digits.begin(), digits.end(),
                                                     [](std::byte b) { return static_cast<std::size_t>(b); });
-  auto from = image.begin();
-  while (places.size() < kMaxPlaces) {
+  for (auto from = image.begin(); budget.digits > 0 && budget.tables > 0; --budget.digits) {
     const auto hit = std::search(from, image.end(), searcher);
-    if (hit == image.end()) break;
+    if (hit == image.end()) return;
     from = hit + 1;
     const auto table = table_begin(image, static_cast<u64>(hit - image.begin()));
     if (!table) continue;
     const auto index = index_of(image, *table);
     if (!index) continue;
+    --budget.tables;
     const auto markers = markers_before(image, *table);
     if (!markers) continue;
     if (const auto names = names_before(image, *markers))
       add_places(image, base, *names, *table, *index, places);
   }
+}
+
+}  // namespace
+
+std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, GuestVirtual base) {
+  std::vector<Kallsyms::Place> places;
+  Budget budget;
+  search_piece(image, base, budget, places);
   return places;
 }
 
@@ -202,10 +214,8 @@ Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, Pag
 Result<std::vector<Kallsyms::Place>> find_kallsyms(const GuestMemory& memory, PageTableRoot tables) {
   VMSIEVE_ASSIGN(const auto pieces, read_kernel_image(memory, tables));
   std::vector<Kallsyms::Place> places;
-  for (const ImagePiece& piece : pieces) {
-    const auto found = find_kallsyms_in(piece.bytes, piece.address);
-    places.insert(places.end(), found.begin(), found.end());
-  }
+  Budget budget;
+  for (const ImagePiece& piece : pieces) search_piece(piece.bytes, piece.address, budget, places);
   return places;
 }
 

@@ -27,7 +27,8 @@ Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, Pag
 
 /// Places in `image`, which lies at `base`, where the tables of kallsyms may be: what scripts/kallsyms.c
 /// wrote, recognised by the 256 tokens and the index that fits them byte by byte. Each place is worth
-/// Kallsyms::read_at(), nothing more is certain.
+/// Kallsyms::read_at(), nothing more is certain. At most 48 places, and bounded work, whatever the image
+/// holds.
 std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, GuestVirtual base);
 
 /// The same for all of the kernel image.

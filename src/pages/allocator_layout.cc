@@ -12,6 +12,7 @@ constexpr u64 kMaxPcpLists = 64;
 constexpr u64 kMaxPools = 16;    // HUGE_MAX_HSTATE is 4 at most
 constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
 constexpr u64 kMaxStructBytes = 4 * kMiB;
+constexpr u64 kMaxPerCpuBytes = 16 * kKiB;  // read for every zone and CPU; Debian's is 320 bytes
 constexpr u64 kListHeadBytes = 16;
 // The order of a block that one entry of the second-lowest page table maps: HPAGE_PMD_ORDER.
 constexpr u32 kHugeOrder = 9;
@@ -40,14 +41,14 @@ std::optional<Btf::Member> array(const Btf& types, std::string_view structure, s
 }
 
 // Lists are by order, and within an order by migrate type, MIGRATE_PCPTYPES of them; behind those of the
-// low orders stand one or two for huge pages (order_to_pindex(), mm/page_alloc.c). Before 5.13 there was
-// one order only.
+// low orders stand some for huge pages: one for each type in 5.14, one in all since 5.19 (5d0a661d808f),
+// two later (order_to_pindex(), mm/page_alloc.c). Before 5.14 there was one order only.
 std::optional<std::vector<u32>> list_orders(const Btf& types, u64 lists) {
   const auto per_order = types.enumerator("MIGRATE_PCPTYPES");
   if (!per_order || *per_order < 1 || *per_order > 8 || lists > kMaxPcpLists) return std::nullopt;
   const auto n = static_cast<u64>(*per_order);
   const u64 low = n * (kCostlyOrder + 1);
-  if (lists != n && (lists < low || lists > low + 2)) return std::nullopt;
+  if (lists != n && (lists < low || lists > low + n)) return std::nullopt;
   std::vector<u32> orders;
   for (u64 i = 0; i < lists; ++i) orders.push_back(i < low ? static_cast<u32>(i / n) : kHugeOrder);
   return orders;
@@ -68,7 +69,9 @@ std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memo
   }
   const auto count = field(types, "per_cpu_pages", "count", 4);
   const auto heads = array(types, "per_cpu_pages", "lists", kListHeadBytes);
-  if (!pointer || !count || !heads || inside > kMaxStructBytes) return std::nullopt;
+  const auto size = types.size_of("per_cpu_pages");
+  if (!pointer || !count || !heads || inside > kMaxPerCpuBytes || *size > kMaxPerCpuBytes)
+    return std::nullopt;
   auto orders = list_orders(types, heads->elements);
   auto offsets = read_cpu_offsets(memory, tables, symbols);
   if (!orders || !offsets.ok()) return std::nullopt;
@@ -78,8 +81,10 @@ std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memo
   lists.list_orders = *std::move(orders);
   lists.cpu_offsets = *std::move(offsets);
   if (const auto lock = types.member("per_cpu_pages", "lock");
-      lock && lock->size >= 4 && lock->offset % 4 == 0)
+      lock && lock->size >= 4 && lock->offset % 4 == 0) {
+    if (lock->offset + 4 > *size) return std::nullopt;
     lists.lock_offset = inside + lock->offset;
+  }
   return lists;
 }
 

@@ -116,12 +116,13 @@ std::optional<std::string> unsettled(const GuestMemory& memory, PageTableRoot ta
 }
 
 // Checks E and F over everything that was scanned; what passes becomes runs, what does not, doubts.
-void decide(const std::vector<ScannedSection>& scans, const Zones& zones, FreePages& result) {
+// For each zone group whether it passed; nothing when a block is in none of them.
+std::vector<bool> decide(const std::vector<ScannedSection>& scans, const Zones& zones, FreePages& result) {
   std::vector<Verdict> verdicts(zones.groups.size());
   if (const auto outside = judge(scans, zones, verdicts)) {
     result.doubts.push_back(
         fmt::format("the free block at {:#x} is in no memory zone of the guest", outside->value));
-    return;
+    return {};
   }
   std::vector<bool> trusted(zones.groups.size());
   for (std::size_t i = 0; i < zones.groups.size(); ++i) {
@@ -139,6 +140,27 @@ void decide(const std::vector<ScannedSection>& scans, const Zones& zones, FreePa
       result.buddy += u64{1} << block.order();
     }
   }
+  return trusted;
+}
+
+// Cuts runs down to what lies in zone groups that passed checks E and F: where flags and counters
+// disagree, a list that looks right proves nothing.
+void keep_trusted(ListedPages& pages, const Zones& zones, const std::vector<bool>& trusted) {
+  std::vector<PfnRange> kept;
+  pages.count = 0;
+  for (const PfnRange& run : pages.runs) {
+    for (u64 at = run.first.value; at < run.end();) {
+      const auto group = trusted.empty() ? std::nullopt : zones.group_of(Pfn{at});
+      if (!group) break;
+      const u64 end = std::min(run.end(), zones.groups[*group].span.end());
+      if (trusted[*group]) {
+        kept.push_back({Pfn{at}, end - at});
+        pages.count += end - at;
+      }
+      at = end;
+    }
+  }
+  pages.runs = std::move(kept);
 }
 
 // PageOffline pages that are RAM, as runs.
@@ -175,9 +197,11 @@ bool merge_runs(std::vector<PfnRange>& runs) {
 }
 
 // Adds what the lists hold to what the buddy allocator flags.
-void add_listed(const ListWalk& walk, const Zones& zones, const FreeKinds& kinds, FreePages& result) {
+void add_listed(const ListWalk& walk, const Zones& zones, const std::vector<bool>& trusted,
+                const FreeKinds& kinds, FreePages& result) {
   std::vector<PfnRange> runs = result.runs;
   const auto add = [&](ListedPages pages, u64& count) {
+    keep_trusted(pages, zones, trusted);
     runs.insert(runs.end(), pages.runs.begin(), pages.runs.end());
     result.list_doubts.insert(result.list_doubts.end(), pages.doubts.begin(), pages.doubts.end());
     count = pages.count;
@@ -216,12 +240,12 @@ Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& 
       return result;
     }
   }
-  decide(scans, zones, result);
+  const std::vector<bool> trusted = decide(scans, zones, result);
   merge_runs(result.runs);  // blocks never overlap: scan_struct_pages()
   // Before pages of pools and balloons are added: those keep what their last user wrote.
   VMSIEVE_ASSIGN(result.fill, free_page_fill(memory, result.runs, result.buddy));
   if (options.allocator != nullptr) {
-    add_listed({memory, kernel.page_tables(), layout, *options.allocator, sections, scans}, zones,
+    add_listed({memory, kernel.page_tables(), layout, *options.allocator, sections, scans}, zones, trusted,
                options.kinds, result);
   }
   for (const PfnRange& run : result.runs) result.count += run.count;

@@ -112,9 +112,12 @@ Result<void> Scanner::scan_section(const MemorySection& section, std::span<std::
   VMSIEVE_ASSIGN(const auto extents,
                  translate_range(memory_, tables_, section.memmap, pages * layout_.page_bytes));
   ExtentReader reader(memory_, extents);
+  ScanWants wants = wants_;
   for (u64 done = 0; done < pages; done += chunk_pages_) {
     VMSIEVE_TRY(reader.read(buffer));
-    scan_struct_pages(layout_, buffer, done, wants_, found);
+    scan_struct_pages(layout_, buffer, done, wants, found);
+    // bound_unlisted() will take none of so many.
+    wants.unlisted = wants.unlisted && found.unlisted.size() <= kMaxUnlistedPages;
   }
   return {};
 }

@@ -12,8 +12,11 @@ namespace {
 
 constexpr u64 kListHeadBytes = 16;
 constexpr u64 kMaxTrylockBlocks = 4096;
+constexpr u32 kMaxHugeOrder = 30;
 constexpr u64 kMaxFreeHugePages = u64{1} << 16;  // per node: each costs a few page-table reads
 constexpr u64 kMaxHstateBytes = kMiB;
+constexpr u64 kMaxListsOfCpus = u64{1} << 16;  // zones times CPUs, each a read or two inside the pause
+constexpr std::size_t kMaxDoubts = 16;
 
 // From the address of a struct page to its page frame: one subtraction, when all of the memory map is one
 // array (CONFIG_SPARSEMEM_VMEMMAP), which is checked.
@@ -73,6 +76,10 @@ bool is_ram(const GuestMemory& memory, Pfn first, u64 count) {
   return range != ram.end() && range->first <= first && first.value + count <= range->end();
 }
 
+void add_doubt(ListedPages& pages, std::string doubt) {
+  if (pages.doubts.size() < kMaxDoubts) pages.doubts.push_back(std::move(doubt));
+}
+
 void normalise(ListedPages& pages) {
   std::sort(pages.runs.begin(), pages.runs.end(),
             [](const PfnRange& a, const PfnRange& b) { return a.first < b.first; });
@@ -97,13 +104,14 @@ class UnlistedWalker {
     }
   }
 
-  void walk_cpu(GuestVirtual zone, std::span<const std::byte> zone_bytes, u64 cpu_offset, ListedPages& out);
-  void walk_trylock(GuestVirtual zone, std::span<const std::byte> zone_bytes, ListedPages& out);
+  /// `lists` is the CPU's struct per_cpu_pages (or what holds it), `first` the trylock list's first word.
+  void walk_cpu(GuestVirtual zone, GuestVirtual lists, ListedPages& out);
+  void walk_trylock(GuestVirtual zone, u64 first, ListedPages& out);
 
  private:
-  // What one CPU's lists hold, kept aside until all of it is believed.
+  // What one CPU's lists hold, kept aside until all of it is believed. Candidates stay taken even when it
+  // is not: so all walks together take no more steps than there are candidates, whatever the lists say.
   struct Taken {
-    std::vector<std::size_t> candidates;
     std::vector<PfnRange> runs;
     u64 count = 0;
   };
@@ -117,10 +125,10 @@ class UnlistedWalker {
     if (at == candidates_.end() || at->pfn != pfn) return std::nullopt;
     return static_cast<std::size_t>(at - candidates_.begin());
   }
-  void settle(std::optional<std::string> doubt, GuestVirtual zone, Taken taken, ListedPages& out) {
+  static void settle(std::optional<std::string> doubt, GuestVirtual zone, const Taken& taken,
+                     ListedPages& out) {
     if (doubt) {
-      for (const std::size_t i : taken.candidates) candidates_[i].taken = false;
-      out.doubts.push_back(fmt::format("zone at {:#x}: {}", zone.value, *doubt));
+      add_doubt(out, fmt::format("zone at {:#x}: {}", zone.value, *doubt));
       return;
     }
     out.runs.insert(out.runs.end(), taken.runs.begin(), taken.runs.end());
@@ -144,7 +152,6 @@ std::optional<std::string> UnlistedWalker::take_block(Pfn pfn, u32 order, Taken&
   for (std::size_t i = *first; i < *first + pages; ++i) {
     if (candidates_[i].taken) return fmt::format("{:#x} is listed twice", pfn.address().value);
     candidates_[i].taken = true;
-    taken.candidates.push_back(i);
   }
   taken.runs.push_back({pfn, pages});
   taken.count += pages;
@@ -171,10 +178,8 @@ std::optional<std::string> UnlistedWalker::walk_list(GuestVirtual head, u64 firs
   return std::nullopt;
 }
 
-void UnlistedWalker::walk_cpu(GuestVirtual zone, std::span<const std::byte> zone_bytes, u64 cpu_offset,
-                              ListedPages& out) {
+void UnlistedWalker::walk_cpu(GuestVirtual zone, GuestVirtual cpu, ListedPages& out) {
   const AllocatorLayout::PerCpuLists& layout = *walk_.allocator.per_cpu;
-  const GuestVirtual cpu{load_le<u64>(&zone_bytes[layout.pointer_offset]) + cpu_offset};
   const u64 lists_bytes = layout.list_orders.size() * kListHeadBytes;
   const u64 bytes = std::max(
       {layout.lists_offset + lists_bytes, layout.count_offset + 4, layout.lock_offset.value_or(0) + 4});
@@ -193,18 +198,16 @@ void UnlistedWalker::walk_cpu(GuestVirtual zone, std::span<const std::byte> zone
   }
   if (!doubt && taken.count != count)
     doubt = fmt::format("a CPU counts {} pages in its lists, {} are there", count, taken.count);
-  settle(std::move(doubt), zone, std::move(taken), out);
+  settle(std::move(doubt), zone, taken, out);
 }
 
 // An llist: singly linked, ends with a null pointer; each block's order was put into `private`
 // (add_page_to_zone_llist(), mm/page_alloc.c). Whether a block's pages are all unused tells whether the
 // order is right.
-void UnlistedWalker::walk_trylock(GuestVirtual zone, std::span<const std::byte> zone_bytes,
-                                  ListedPages& out) {
+void UnlistedWalker::walk_trylock(GuestVirtual zone, u64 node, ListedPages& out) {
   const AllocatorLayout::TrylockList& layout = *walk_.allocator.trylock;
   Taken taken;
   std::optional<std::string> doubt;
-  u64 node = load_le<u64>(&zone_bytes[layout.first_offset]);
   for (u64 steps = 0; node != 0 && !doubt; ++steps) {
     const auto pfn = steps < kMaxTrylockBlocks ? map_.pfn_of(node, layout.link_offset) : std::nullopt;
     if (!pfn) {
@@ -226,7 +229,7 @@ void UnlistedWalker::walk_trylock(GuestVirtual zone, std::span<const std::byte> 
     doubt = take_block(*pfn, static_cast<u32>(value), taken);
     node = load_le<u64>(next.data());
   }
-  settle(std::move(doubt), zone, std::move(taken), out);
+  settle(std::move(doubt), zone, taken, out);
 }
 
 }  // namespace
@@ -235,15 +238,27 @@ ListedPages read_per_cpu_lists(const ListWalk& walk, const Zones& zones) {
   ListedPages result;
   const MemoryMap map(walk.layout, walk.sections);
   if (!walk.allocator.per_cpu || !map.known()) return result;
+  const AllocatorLayout::PerCpuLists& lists = *walk.allocator.per_cpu;
+  if (zones.addresses.size() > kMaxListsOfCpus / std::max<std::size_t>(1, lists.cpu_offsets.size())) {
+    add_doubt(result, fmt::format("{} zones and {} CPUs are more than any machine has",
+                                  zones.addresses.size(), lists.cpu_offsets.size()));
+    return result;
+  }
+  const auto word = [&](GuestVirtual address) -> std::optional<u64> {
+    std::array<std::byte, 8> bytes;
+    if (!read_virtual(walk.memory, walk.tables, address, bytes).ok()) return std::nullopt;
+    return load_le<u64>(bytes.data());
+  };
   UnlistedWalker walker(walk, map);
   for (const GuestVirtual zone : zones.addresses) {
-    std::vector<std::byte> bytes(walk.layout.zone_bytes);
-    if (!read_virtual(walk.memory, walk.tables, zone, bytes).ok()) {
-      result.doubts.push_back(fmt::format("the zone at {:#x} cannot be read", zone.value));
+    const auto per_cpu = word(zone + lists.pointer_offset);
+    const auto trylock = walk.allocator.trylock ? word(zone + walk.allocator.trylock->first_offset) : u64{0};
+    if (!per_cpu || !trylock) {
+      add_doubt(result, fmt::format("the zone at {:#x} cannot be read", zone.value));
       continue;
     }
-    for (const u64 cpu : walk.allocator.per_cpu->cpu_offsets) walker.walk_cpu(zone, bytes, cpu, result);
-    if (walk.allocator.trylock) walker.walk_trylock(zone, bytes, result);
+    for (const u64 cpu : lists.cpu_offsets) walker.walk_cpu(zone, GuestVirtual{*per_cpu} + cpu, result);
+    if (walk.allocator.trylock) walker.walk_trylock(zone, *trylock, result);
   }
   normalise(result);
   return result;
@@ -297,22 +312,30 @@ ListedPages read_free_hugetlb(const ListWalk& walk) {
   if (pools.hstate_bytes > kMaxHstateBytes) return result;
   std::array<std::byte, 4> lock;
   if (!read_virtual(walk.memory, walk.tables, pools.lock, lock).ok() || load_le<u32>(lock.data()) != 0) {
-    result.doubts.emplace_back("hugetlb: somebody is at work at the pools");
+    add_doubt(result, "hugetlb: somebody is at work at the pools");
     return result;
   }
   std::vector<std::byte> hstate(pools.hstate_bytes);
   for (u64 pool = 0; pool < pools.pools; ++pool) {
     const GuestVirtual address = pools.hstates + pool * pools.hstate_bytes;
-    if (!read_virtual(walk.memory, walk.tables, address, hstate).ok()) continue;
+    if (!read_virtual(walk.memory, walk.tables, address, hstate).ok()) {
+      add_doubt(result, fmt::format("hugetlb pool {} cannot be read", pool));
+      continue;
+    }
     const u32 order = load_le<u32>(&hstate[pools.order_offset]);
     for (u64 node = 0; node < pools.nodes; ++node) {
       const u64 count = load_le<u32>(&hstate[pools.free_count_offset + node * 4]);
-      if (count == 0 || order == 0 || order > 30 || count > kMaxFreeHugePages) continue;
+      if (count == 0) continue;
+      if (order == 0 || order > kMaxHugeOrder || count > kMaxFreeHugePages) {
+        add_doubt(result, fmt::format("hugetlb pool {} node {}: {} pages of order {} are too many", pool,
+                                      node, count, order));
+        continue;
+      }
       const u64 head = pools.freelists_offset + node * kListHeadBytes;
       std::vector<PfnRange> runs;
       if (auto doubt = walk_hugetlb(walk, map, address + head,
                                     std::span(hstate).subspan(head, kListHeadBytes), count, order, runs)) {
-        result.doubts.push_back(fmt::format("hugetlb pool {} node {}: {}", pool, node, *doubt));
+        add_doubt(result, fmt::format("hugetlb pool {} node {}: {}", pool, node, *doubt));
         continue;
       }
       result.runs.insert(result.runs.end(), runs.begin(), runs.end());
@@ -321,7 +344,7 @@ ListedPages read_free_hugetlb(const ListWalk& walk) {
   }
   if (overlap(result.runs)) {
     result = {};
-    result.doubts.emplace_back("hugetlb: pools overlap");
+    add_doubt(result, "hugetlb: pools overlap");
   }
   normalise(result);
   return result;

@@ -18,8 +18,8 @@ namespace vmsieve {
 struct ListedPages {
   std::vector<PfnRange> runs;  ///< ascending, not overlapping, not adjacent, described RAM
   u64 count = 0;
-  /// One sentence for each list that was not believed: none of its pages is in `runs`. Lists change all
-  /// the time, so this is no sign of anything but a stop in the middle of a change.
+  /// One sentence for each list that was not believed, the first 16: none of its pages is in `runs`. Lists
+  /// change all the time, so this is no sign of anything but a stop in the middle of a change.
   std::vector<std::string> doubts;
 };
 
