@@ -59,8 +59,8 @@ Result<Inspection> inspect_vm(const VmAddress& address, unsigned threads) {
   VMSIEVE_ASSIGN(inspection.accelerator, read_accelerator(*vm.qmp));
   VMSIEVE_ASSIGN(const RunState state, read_run_state(*vm.qmp));
   inspection.running = state.running;
-  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
-  inspection.vcpus = vcpus.size();
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
+  inspection.vcpus = vcpu_count(vcpus);
 
   const Stopwatch finding;
   VMSIEVE_ASSIGN(const KernelSearch search, search_kernel(vm));
@@ -71,7 +71,8 @@ Result<Inspection> inspect_vm(const VmAddress& address, unsigned threads) {
     inspection.kernel = search.kernel->release();
     for (int attempt = 0; attempt < kTries && !inspection.exact; ++attempt) {
       const Stopwatch classifying;
-      auto free = classify(vm, search, {}, threads != 0 ? threads : std::thread::hardware_concurrency());
+      auto free = classify(vm, search, GuestState::kRunning, {},
+                           threads != 0 ? threads : std::thread::hardware_concurrency());
       inspection.classify_ms = classifying.ms();
       if (!free) {
         if (is_peer_failure(free.error())) return free.error();

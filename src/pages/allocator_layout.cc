@@ -13,8 +13,7 @@ constexpr u64 kMaxPools = 16;    // HUGE_MAX_HSTATE is 4 at most
 constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
 constexpr u64 kMaxStructBytes = 4 * kMiB;
 constexpr u64 kListHeadBytes = 16;
-// The order of a block that one entry of the second-lowest page table maps: HPAGE_PMD_ORDER.
-constexpr u32 kHugeOrder = 9;
+constexpr u32 kEntryShift = 3;  // entries of page tables have 8 bytes
 // Lists for orders 0 to PAGE_ALLOC_COSTLY_ORDER (include/linux/mmzone.h).
 constexpr u64 kCostlyOrder = 3;
 
@@ -40,21 +39,23 @@ std::optional<Btf::Member> array(const Btf& types, std::string_view structure, s
 }
 
 // Lists are by order, and within an order by migrate type, MIGRATE_PCPTYPES of them; behind those of the
-// low orders stand one or two for huge pages (order_to_pindex(), mm/page_alloc.c). Before 5.13 there was
+// low orders stand one or two for huge pages, blocks of `huge_order`: as long as one entry of the
+// second-lowest page table maps, HPAGE_PMD_ORDER (order_to_pindex(), mm/page_alloc.c). Before 5.13 there was
 // one order only.
-std::optional<std::vector<u32>> list_orders(const Btf& types, u64 lists) {
+std::optional<std::vector<u32>> list_orders(const Btf& types, u64 lists, u32 huge_order) {
   const auto per_order = types.enumerator("MIGRATE_PCPTYPES");
   if (!per_order || *per_order < 1 || *per_order > 8 || lists > kMaxPcpLists) return std::nullopt;
   const auto n = static_cast<u64>(*per_order);
   const u64 low = n * (kCostlyOrder + 1);
   if (lists != n && (lists < low || lists > low + 2)) return std::nullopt;
   std::vector<u32> orders;
-  for (u64 i = 0; i < lists; ++i) orders.push_back(i < low ? static_cast<u32>(i / n) : kHugeOrder);
+  for (u64 i = 0; i < lists; ++i) orders.push_back(i < low ? static_cast<u32>(i / n) : huge_order);
   return orders;
 }
 
-std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memory, PageTableRoot tables,
-                                                         const KernelSymbols& symbols) {
+std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memory,
+                                                         const PageTableRoot& tables,
+                                                         const KernelSymbols& symbols, u32 page_shift) {
   const Btf& types = symbols.types();
   AllocatorLayout::PerCpuLists lists;
   u64 inside = 0;
@@ -69,7 +70,7 @@ std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memo
   const auto count = field(types, "per_cpu_pages", "count", 4);
   const auto heads = array(types, "per_cpu_pages", "lists", kListHeadBytes);
   if (!pointer || !count || !heads || inside > kMaxStructBytes) return std::nullopt;
-  auto orders = list_orders(types, heads->elements);
+  auto orders = list_orders(types, heads->elements, page_shift - kEntryShift);
   auto offsets = read_cpu_offsets(memory, tables, symbols);
   if (!orders || !offsets.ok()) return std::nullopt;
   lists.pointer_offset = *pointer;
@@ -125,7 +126,7 @@ AllocatorLayout AllocatorLayout::read(const GuestMemory& memory, const LinuxKern
     return layout;
   }
   layout.lru_offset = lru->offset;
-  layout.per_cpu = read_per_cpu(memory, kernel.page_tables(), symbols);
+  layout.per_cpu = read_per_cpu(memory, kernel.page_tables(), symbols, kernel.page_shift());
   layout.hugetlb = read_hugetlb(memory, kernel.page_tables(), symbols, layout.lru_offset);
 
   const auto first = field(types, "zone", "trylock_free_pages", 8);
