@@ -268,7 +268,8 @@ fi
 exec "$root/usr/bin/qemu-system-x86_64" \
     -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$root/usr/lib/ipxe/qemu" "$@"
 WRAPPER
-    [[ -z ${2:-} ]] || sed -i "s/qemu-system-x86_64/$2/" "$1"
+    # Of x86 alone, and a folder that is not there would have to be for a restore.
+    [[ -z ${2:-} ]] || sed -i "s/qemu-system-x86_64/$2/; s| -L \"\$root/usr/share/seabios\"||" "$1"
     chmod +x "$1"
 }
 
