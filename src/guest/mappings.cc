@@ -1,49 +1,45 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/guest/mappings.h"
 
-#include <array>
+#include <vector>
 
 #include "vmsieve/base/endian.h"
 
 namespace vmsieve {
 namespace {
 
-// Intel SDM volume 3, section 4.5.
-constexpr u64 kPresent = 1;
-constexpr u64 kLarge = u64{1} << 7;
-constexpr u64 kAddress = 0x000f'ffff'ffff'f000;
-constexpr u64 kEntries = 512;
-constexpr u32 kBitsPerLevel = 9;
+constexpr u64 kEntryBytes = 8;
 
 class Walk {
  public:
-  Walk(const GuestMemory& memory, GuestVirtual first, GuestVirtual last, u64 max_tables,
-       const MappingVisitor& visitor)
-      : memory_(memory), first_(first.value), last_(last.value), left_(max_tables), visitor_(visitor) {}
+  Walk(const GuestMemory& memory, const PageTableFormat& format, GuestVirtual first, GuestVirtual last,
+       u64 max_tables, const MappingVisitor& visitor)
+      : memory_(memory),
+        format_(format),
+        first_(first.value),
+        last_(last.value),
+        left_(max_tables),
+        visitor_(visitor) {}
 
   // `begin` is the first address that the table covers. False when the limit is reached.
-  bool table(GuestPhysical at, u32 level, u64 begin) {
+  bool table(GuestPhysical at, u32 depth, u64 begin) {
     if (left_ == 0) return false;
     --left_;
-    std::array<std::byte, kPageSize> bytes;
+    const PagingLevel& level = format_.storage[depth];
+    const bool lowest = depth + 1 == format_.depth;
+    std::vector<std::byte> bytes(kEntryBytes << level.index_bits);
     if (!memory_.read(at, bytes).ok()) return true;
-    if (visitor_.table) visitor_.table(at, level);
-    const u32 shift = static_cast<u32>(kPageShift) + kBitsPerLevel * (level - 1);
-    const u64 span = u64{1} << shift;
-    for (u64 i = 0; i < kEntries; ++i) {
+    if (visitor_.table) visitor_.table(at, lowest);
+    const u64 span = level.entry_bytes();
+    for (u64 i = 0; i < bytes.size() / kEntryBytes; ++i) {
       const u64 from = begin + i * span;
       if (from > last_) break;
       if (from + (span - 1) < first_) continue;
-      const u64 entry = load_le<u64>(&bytes[i * 8]);
-      if ((entry & kPresent) == 0) continue;
-      const GuestPhysical target{entry & kAddress};
-      const bool leaf = level == 1 || ((entry & kLarge) != 0 && level <= 3);
-      if (leaf) {
-        // In a large page's entry the bit above the flags is an attribute, not part of the address.
-        if (visitor_.page)
-          visitor_.page(GuestVirtual{from}, {GuestPhysical{target.value & ~(span - 1)}, span});
-      } else if (!table(target, level - 1, from)) {
-        return false;
+      const PageTableEntry entry = format_.decode(level, lowest, load_le<u64>(&bytes[i * kEntryBytes]));
+      if (entry.kind == PageTableEntry::Kind::kLeaf) {
+        if (visitor_.page) visitor_.page(GuestVirtual{from}, {entry.address, span});
+      } else if (entry.kind == PageTableEntry::Kind::kTable && !lowest) {
+        if (!table(entry.address, depth + 1, from)) return false;
       }
     }
     return true;
@@ -51,6 +47,7 @@ class Walk {
 
  private:
   const GuestMemory& memory_;
+  const PageTableFormat& format_;
   const u64 first_;
   const u64 last_;
   u64 left_;
@@ -59,14 +56,13 @@ class Walk {
 
 }  // namespace
 
-bool walk_mappings(const GuestMemory& memory, PageTableRoot root, GuestVirtual first, GuestVirtual last,
-                   u64 max_tables, const MappingVisitor& visitor) {
-  if (last < first) return true;
-  // The upper half begins where the sign extension does; its entries are the upper half of the top table.
-  const u32 bits = static_cast<u32>(kPageShift) + kBitsPerLevel * root.levels;
-  const bool upper = (first.value >> 63) != 0;
-  const u64 begin = upper ? ~u64{0} << bits : 0;
-  return Walk(memory, first, last, max_tables, visitor).table(root.top, root.levels, begin);
+bool walk_mappings(const GuestMemory& memory, const PageTableRoot& root, GuestVirtual first,
+                   GuestVirtual last, u64 max_tables, const MappingVisitor& visitor) {
+  if (last < first || root.format.depth == 0) return true;
+  const PagingLevel& top = root.format.storage.front();
+  const u32 bits = top.shift + top.index_bits;
+  const u64 begin = bits < 64 ? first.value >> bits << bits : 0;
+  return Walk(memory, root.format, first, last, max_tables, visitor).table(root.top, 0, begin);
 }
 
 }  // namespace vmsieve

@@ -62,8 +62,8 @@ Result<TaskLayout> read_layout(const Btf& types) {
 
 class TaskWalker {
  public:
-  TaskWalker(KernelReader reader, TaskLayout layout, std::vector<u64> cpu_offsets)
-      : reader_(reader), layout_(std::move(layout)), cpu_offsets_(std::move(cpu_offsets)) {}
+  TaskWalker(KernelReader reader, TaskLayout layout, std::vector<u64> cpu_offsets, u32 frame_shift)
+      : reader_(reader), layout_(layout), cpu_offsets_(std::move(cpu_offsets)), frame_shift_(frame_shift) {}
 
   GuestProcess read(GuestVirtual task, bool& complete) const {
     GuestProcess process;
@@ -116,12 +116,13 @@ class TaskWalker {
           sum += static_cast<int32_t>(reader_.number<u32>(GuestVirtual{*base + offset}).value_or(0));
       }
     }
-    return sum < 0 ? 0 : static_cast<u64>(sum);
+    return sum < 0 ? 0 : static_cast<u64>(sum) << frame_shift_;
   }
 
   KernelReader reader_;
   TaskLayout layout_;
   std::vector<u64> cpu_offsets_;
+  u32 frame_shift_;
 };
 
 // All stacks have one size (THREAD_SIZE), and init's own lies between two symbols, which were renamed in
@@ -145,7 +146,8 @@ Result<GuestProcesses> list_processes(const GuestMemory& memory, const LinuxKern
   if (!init) return Error(ErrorKind::kUnsupported, "the kernel's symbols do not show init_task");
   auto offsets = read_cpu_offsets(memory, kernel.page_tables(), symbols);
   const TaskWalker walker(KernelReader(memory, kernel.page_tables()), layout,
-                          offsets.ok() ? *std::move(offsets) : std::vector<u64>{});
+                          offsets.ok() ? *std::move(offsets) : std::vector<u64>{},
+                          kernel.page_shift() - static_cast<u32>(kPageShift));
   GuestProcesses result;
   result.stack_bytes = stack_size(symbols);
   auto task = walker.next_task(*init);

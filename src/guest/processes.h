@@ -17,7 +17,7 @@ struct GuestProcess {
   u32 pid = 0;
   std::string name;         ///< comm, at most 15 characters
   bool kernel = false;      ///< a kernel thread: no memory of its own
-  u64 anonymous_pages = 0;  ///< resident, in pages of the kernel
+  u64 anonymous_pages = 0;  ///< resident, in page frames of 4 KiB
   u64 file_pages = 0;
   u64 shared_pages = 0;              ///< shared memory and tmpfs
   GuestVirtual page_tables;          ///< mm->pgd; 0 for a kernel thread

@@ -23,6 +23,7 @@ constexpr u64 kMaxTables = u64{1} << 17;       // page tables of the kernel's vi
 constexpr std::size_t kMaxMappings = 1 << 20;  // files in the page cache that are told apart
 constexpr std::size_t kMaxAskedMappings = 1 << 15;
 constexpr u64 kMaxZoneNameBytes = 16;
+constexpr u64 kMaxNodes = 1024;
 
 // Classes by RAM page, whatever holes RAM has.
 class ClassMap {
@@ -49,17 +50,16 @@ class ClassMap {
       for (u64 pfn = from; pfn < to; ++pfn) change(classes_[base + (pfn - range->first.value)]);
     }
   }
-  // The classes of the pages from `first` on; those that are no RAM are dropped.
-  void set(Pfn first, std::span<const PageClass> classes) {
+  // The classes of the kernel's pages from `first` on, `frames` page frames each; what is no RAM is dropped.
+  void set(Pfn first, std::span<const PageClass> classes, u64 frames) {
     auto range = std::partition_point(ram_.begin(), ram_.end(),
                                       [&](const PfnRange& r) { return r.end() <= first.value; });
-    const u64 end = first.value + classes.size();
+    const u64 end = first.value + classes.size() * frames;
     for (; range != ram_.end() && range->first.value < end; ++range) {
       const u64 from = std::max(first.value, range->first.value);
       const u64 to = std::min(end, range->end());
-      const u64 base = before_[static_cast<std::size_t>(range - ram_.begin())] + (from - range->first.value);
-      std::copy_n(classes.begin() + static_cast<std::ptrdiff_t>(from - first.value), to - from,
-                  classes_.begin() + static_cast<std::ptrdiff_t>(base));
+      const u64 base = before_[static_cast<std::size_t>(range - ram_.begin())] - range->first.value;
+      for (u64 pfn = from; pfn < to; ++pfn) classes_[base + pfn] = classes[(pfn - first.value) / frames];
     }
   }
   // What is only known as the kernel's becomes something more exact.
@@ -100,7 +100,7 @@ struct MappingPages {
 // Goes through all struct pages, in order: what a page is a part of stands before it.
 class StructPageReader {
  public:
-  StructPageReader(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout,
+  StructPageReader(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout,
                    const StructPageTypes& types, ClassMap& map)
       : memory_(memory), tables_(tables), layout_(layout), types_(types), map_(map) {}
 
@@ -121,7 +121,8 @@ class StructPageReader {
       }
       std::vector<PageClass> classes(pages);
       for (u64 i = 0; i < pages; ++i) classes[i] = classify(&bytes[i * layout_.page_bytes]);
-      map_.set(Pfn{section.first.value + done}, classes);
+      map_.set(Pfn{section.first.value + (done << layout_.frame_shift())}, classes,
+               layout_.frames_per_page());
     }
     return {};
   }
@@ -155,7 +156,7 @@ class StructPageReader {
   }
 
   const GuestMemory& memory_;
-  PageTableRoot tables_;
+  const PageTableRoot& tables_;
   const PageLayout& layout_;
   const StructPageTypes& types_;
   ClassMap& map_;
@@ -185,6 +186,37 @@ bool in_stack(const std::vector<Stack>& stacks, GuestVirtual address) {
   return after != stacks.begin() && address.value < std::prev(after)->end;
 }
 
+using VirtualRange = std::pair<GuestVirtual, GuestVirtual>;  // both ends inclusive
+
+// Where the kernel maps memory page by page. arm64 says so itself. On x86-64 VMALLOC_START is a variable
+// where the address space is randomized, and the range 32 TiB long with 4 levels, 12800 TiB with 5; modules
+// follow the kernel image (arch/x86/include/asm/pgtable_64_types.h).
+std::vector<VirtualRange> virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel,
+                                           const KernelSymbols& symbols) {
+  const VmcoreInfo& info = kernel.vmcoreinfo();
+  std::vector<VirtualRange> ranges;
+  const auto add = [&](std::optional<i64> begin, std::optional<i64> end) {
+    if (begin && end && *begin < *end)
+      ranges.emplace_back(static_cast<u64>(*begin), static_cast<u64>(*end) - 1);
+  };
+  if (info.number("VMALLOC_START")) {
+    add(info.number("VMALLOC_START"), info.number("VMALLOC_END"));
+    add(info.number("MODULES_VADDR"), info.number("MODULES_END"));
+    return ranges;
+  }
+  const bool five_levels = kernel.page_tables().format.depth == 5;
+  u64 begin = five_levels ? 0xffa0'0000'0000'0000 : 0xffff'c900'0000'0000;
+  if (const auto variable = symbols.symbols().address("vmalloc_base"))
+    begin = KernelReader(memory, kernel.page_tables()).pointer(*variable).value_or(GuestVirtual{begin}).value;
+  const u64 length = (five_levels ? u64{12800} : u64{32}) << 40;
+  ranges.emplace_back(begin, begin + length - 1);
+  const u64 image = static_cast<u64>(info.number("KERNEL_IMAGE_SIZE").value_or(512 * kMiB));
+  constexpr u64 kStartKernelMap = 0xffff'ffff'8000'0000;
+  constexpr u64 kModulesEnd = 0xffff'ffff'ff00'0000;
+  ranges.emplace_back(kStartKernelMap + std::min(image, kGiB), kModulesEnd - 1);
+  return ranges;
+}
+
 // Memory that the kernel maps page by page: vmalloc, modules, and stacks in it.
 void mark_virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel, const KernelSymbols& symbols,
                            const GuestProcesses& processes, ClassMap& map) {
@@ -196,19 +228,9 @@ void mark_virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel,
                    in_stack(stacks, address) ? PageClass::kKernelStacks : PageClass::kVmalloc);
       },
       {}};
-  const PageTableRoot tables = kernel.page_tables();
-  // VMALLOC_START is a variable where the address space is randomized, and 32 TiB long with 4 levels,
-  // 12800 TiB with 5; modules follow the kernel image (arch/x86/include/asm/pgtable_64_types.h).
-  u64 begin = tables.levels == 5 ? 0xffa0'0000'0000'0000 : 0xffff'c900'0000'0000;
-  const KernelReader reader(memory, tables);
-  if (const auto variable = symbols.symbols().address("vmalloc_base"))
-    begin = reader.pointer(*variable).value_or(GuestVirtual{begin}).value;
-  const u64 length = (tables.levels == 5 ? u64{12800} : u64{32}) << 40;
-  walk_mappings(memory, tables, GuestVirtual{begin}, GuestVirtual{begin + length - 1}, kMaxTables, visitor);
-  const u64 image = static_cast<u64>(kernel.vmcoreinfo().number("KERNEL_IMAGE_SIZE").value_or(512 * kMiB));
-  constexpr u64 kStartKernelMap = 0xffff'ffff'8000'0000;
-  walk_mappings(memory, tables, GuestVirtual{kStartKernelMap + std::min(image, kGiB)},
-                GuestVirtual{0xffff'ffff'ff00'0000 - 1}, kMaxTables, visitor);
+  const PageTableRoot& tables = kernel.page_tables();
+  for (const auto& [first, last] : virtually_mapped(memory, kernel, symbols))
+    walk_mappings(memory, tables, first, last, kMaxTables, visitor);
 
   // Stacks that are not virtually mapped are pages of the direct mapping.
   for (const Stack& stack : stacks) {
@@ -231,7 +253,7 @@ void mark_kernel_image(const GuestMemory& memory, const LinuxKernel& kernel, con
 }
 
 void name_files(const StructPageReader& pages, const KernelReader& reader, const Btf& types,
-                std::size_t max_files, PageClasses& out) {
+                std::size_t max_files, u64 frames, PageClasses& out) {
   using Entry = std::pair<u64, MappingPages>;
   std::vector<Entry> mappings(pages.mappings.begin(), pages.mappings.end());
   std::sort(mappings.begin(), mappings.end(), [](const Entry& a, const Entry& b) {
@@ -240,10 +262,10 @@ void name_files(const StructPageReader& pages, const KernelReader& reader, const
   const auto names = CachedFileNames::make(reader, types);
   for (std::size_t i = 0; i < mappings.size() && names && i < kMaxAskedMappings; ++i) {
     const GuestVirtual mapping{mappings[i].first};
-    if (names->is_block_device(mapping)) out.buffers += mappings[i].second.pages;
+    if (names->is_block_device(mapping)) out.buffers += mappings[i].second.pages * frames;
     if (i >= max_files) continue;
     const MappingPages& seen = mappings[i].second;
-    out.files.push_back({names->name(mapping), seen.pages, seen.dirty, seen.shared});
+    out.files.push_back({names->name(mapping), seen.pages * frames, seen.dirty * frames, seen.shared});
   }
 }
 
@@ -261,6 +283,23 @@ std::vector<ZoneSpan> name_zones(const Zones& zones, const KernelReader& reader,
     spans.push_back(std::move(span));
   }
   return spans;
+}
+
+// None when they cannot be read: they are for drawing only.
+std::vector<ZoneSpan> read_zone_spans(const GuestMemory& memory, const LinuxKernel& kernel,
+                                      const KernelSymbols& symbols, PageLayout layout) {
+  const KernelReader reader(memory, kernel.page_tables());
+  if (!layout.node_data) {
+    // Where VMCOREINFO does not have it, its length is not known either: nodes are numbered from 0 on.
+    layout.node_data = symbols.symbols().address("node_data");
+    layout.nodes = 0;
+    while (layout.node_data && layout.nodes < kMaxNodes &&
+           reader.pointer(*layout.node_data + layout.nodes * 8))
+      ++layout.nodes;
+    if (layout.nodes == 0) return {};
+  }
+  const auto zones = read_zones(memory, kernel.page_tables(), layout, {});
+  return zones.ok() ? name_zones(*zones, reader, symbols.types()) : std::vector<ZoneSpan>{};
 }
 
 }  // namespace
@@ -291,7 +330,7 @@ std::string_view to_string(PageClass page_class) {
 Result<PageClasses> classify_pages(const GuestMemory& memory, const LinuxKernel& kernel,
                                    const KernelSymbols& symbols, const FreePages& free,
                                    const GuestProcesses& processes, std::size_t max_files) {
-  const PageTableRoot tables = kernel.page_tables();
+  const PageTableRoot& tables = kernel.page_tables();
   VMSIEVE_ASSIGN(const PageLayout layout, PageLayout::from(kernel.vmcoreinfo()));
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, tables, layout));
   VMSIEVE_ASSIGN(const StructPageTypes types,
@@ -314,10 +353,10 @@ Result<PageClasses> classify_pages(const GuestMemory& memory, const LinuxKernel&
 
   PageClasses result;
   map.finish(result);
-  result.swap_cache = pages.swap_cache;
-  name_files(pages, KernelReader(memory, tables), symbols.types(), max_files, result);
-  if (const auto zones = read_zones(memory, tables, layout); zones.ok())
-    result.zones = name_zones(*zones, KernelReader(memory, tables), symbols.types());
+  result.swap_cache = pages.swap_cache * layout.frames_per_page();
+  name_files(pages, KernelReader(memory, tables), symbols.types(), max_files, layout.frames_per_page(),
+             result);
+  result.zones = read_zone_spans(memory, kernel, symbols, layout);
   return result;
 }
 

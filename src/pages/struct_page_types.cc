@@ -15,18 +15,22 @@ constexpr u64 kMappingAnon = 1;
 constexpr u64 kMappingFlags = 3;
 constexpr std::size_t kProcessesAsked = 8;
 constexpr u64 kTablesAsked = 64;
+constexpr u64 kUserSpaceEnd = (u64{1} << 47) - 1;
 constexpr u32 kTypeShift = 24;  // PGTY_* since 6.12
 
 u64 mask_of(std::optional<i64> bit) { return bit && *bit >= 0 && *bit < 64 ? u64{1} << *bit : 0; }
 
 bool has_type(u32 type) { return (type >> 31) != 0 && type != ~u32{0}; }
 
-std::optional<u64> read_struct_u32(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout,
-                                   const std::vector<MemorySection>& sections, Pfn pfn, u64 offset) {
+std::optional<u64> read_struct_u32(const GuestMemory& memory, const PageTableRoot& tables,
+                                   const PageLayout& layout, const std::vector<MemorySection>& sections,
+                                   Pfn pfn, u64 offset) {
   for (const MemorySection& section : sections) {
-    if (!PfnRange{section.first, layout.pages_per_section()}.contains(pfn)) continue;
+    if (!PfnRange{section.first, layout.frames_per_section()}.contains(pfn)) continue;
     std::array<std::byte, 4> bytes;
-    const GuestVirtual at = section.memmap + (pfn.value - section.first.value) * layout.page_bytes + offset;
+    const GuestVirtual at = section.memmap +
+                            ((pfn.value - section.first.value) >> layout.frame_shift()) * layout.page_bytes +
+                            offset;
     if (!read_virtual(memory, tables, at, bytes).ok()) return std::nullopt;
     return load_le<u32>(bytes.data());
   }
@@ -44,16 +48,18 @@ std::optional<u32> type_of_page_tables(const GuestMemory& memory, const LinuxKer
     const auto top = translate(memory, kernel.page_tables(), process.page_tables);
     if (!top.ok()) continue;
     ++asked;
-    const MappingVisitor visitor{{}, [&](GuestPhysical table, u32 level) {
-                                   if (level != 1) return;
+    const MappingVisitor visitor{{}, [&](GuestPhysical table, bool lowest) {
+                                   if (!lowest) return;
                                    const auto type =
                                        read_struct_u32(memory, kernel.page_tables(), layout, sections,
                                                        Pfn{table}, layout.type_offset);
                                    if (type && has_type(static_cast<u32>(*type)))
                                      types.push_back(static_cast<u32>(*type));
                                  }};
-    walk_mappings(memory, {GuestPhysical{round_down(top->value, kPageSize)}, kernel.page_tables().levels},
-                  GuestVirtual{0}, GuestVirtual{(u64{1} << 47) - 1}, kTablesAsked, visitor);
+    // User space is the lower half; where it has tables of its own they have the kernel's format.
+    PageTableRoot tables{GuestPhysical{round_down(top->value, kPageSize)}, kernel.page_tables().format};
+    tables.format.lower_half = true;
+    walk_mappings(memory, tables, GuestVirtual{0}, GuestVirtual{kUserSpaceEnd}, kTablesAsked, visitor);
   }
   if (types.empty()) return std::nullopt;
   std::sort(types.begin(), types.end());
