@@ -176,6 +176,16 @@ void search_piece(std::span<const std::byte> image, GuestVirtual base, Budget& b
   }
 }
 
+// Is any of it mapped? Nearly nothing of the image's GiB is, and to ask page by page costs a few reads of
+// another process each. What the image consists of is longer than the distance between the pages asked for.
+bool any_mapped(const GuestMemory& memory, PageTableRoot tables, GuestVirtual large_page) {
+  constexpr u64 kDistance = 128 * kKiB;
+  for (u64 at = 0; at < kLargePage; at += kDistance) {
+    if (translate(memory, tables, large_page + at).ok()) return true;
+  }
+  return translate(memory, tables, large_page + (kLargePage - kPageSize)).ok();
+}
+
 }  // namespace
 
 std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, GuestVirtual base) {
@@ -196,7 +206,7 @@ Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, Pag
     if (whole.ok()) {
       append_piece(pieces, address, buffer);
       total += kLargePage;
-    } else {
+    } else if (any_mapped(memory, tables, address)) {
       for (u64 page = 0; page < kLargePage; page += kPageSize) {
         const std::span<std::byte> out(buffer.data(), kPageSize);
         if (!read_virtual(memory, tables, address + page, out).ok()) continue;
