@@ -5,51 +5,12 @@
 #include <cstdint>
 
 #include "support/fake_guest.h"
+#include "support/patched_memory.h"
 #include "vmsieve/pages/free_pages.h"
 
 namespace {
 
 using namespace vmsieve;
-
-// A flat copy of the guest's memory, made once, that is patched for one run and mended after it.
-class PatchedMemory : public GuestMemory {
- public:
-  explicit PatchedMemory(const testing::FakeMemory& base)
-      : base_(base), bytes_(base.ram().back().end() * kPageSize) {
-    for (const PfnRange& range : base.ram()) {
-      for (const PfnRange& run : base.resident(range)) {
-        const std::span out = std::span{bytes_}.subspan(run.first.address().value, run.count * kPageSize);
-        VMSIEVE_CHECK(base.read(run.first.address(), out).ok());
-      }
-    }
-  }
-  std::span<const PfnRange> ram() const override { return base_.ram(); }
-  std::vector<PfnRange> resident(PfnRange range) const override { return base_.resident(range); }
-
-  Result<void> read(GuestPhysical address, std::span<std::byte> out) const override {
-    for (const PfnRange& range : ram()) {
-      const u64 begin = range.first.address().value;
-      const u64 end = range.end() * kPageSize;
-      if (address.value < begin || address.value >= end || out.size() > end - address.value) continue;
-      std::copy_n(&bytes_[address.value], out.size(), out.begin());
-      return {};
-    }
-    return make_error(ErrorKind::kDamaged, "{:#x} is not RAM", address.value);
-  }
-
-  void patch(GuestPhysical address, std::byte value) {
-    undo_.emplace_back(address.value, bytes_[address.value]);
-    bytes_[address.value] = value;
-  }
-  void mend() {
-    for (; !undo_.empty(); undo_.pop_back()) bytes_[undo_.back().first] = undo_.back().second;
-  }
-
- private:
-  const testing::FakeMemory& base_;
-  std::vector<std::byte> bytes_;
-  std::vector<std::pair<u64, std::byte>> undo_;
-};
 
 testing::FakeGuest& guest() {
   static testing::FakeGuest guest({.small_vmemmap_pages = true});
@@ -81,7 +42,7 @@ const Target kTargets[] = {
     {testing::FakeGuest::kStructPages + 0x2000 * 64, 4096},
 };
 
-void check(const PatchedMemory& memory, const FreePages& found) {
+void check(const testing::PatchedMemory& memory, const FreePages& found) {
   u64 next = 0;
   u64 count = 0;
   for (const PfnRange& run : found.runs) {
@@ -99,7 +60,7 @@ void check(const PatchedMemory& memory, const FreePages& found) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 1) return 0;
-  static PatchedMemory memory(guest().memory());
+  static testing::PatchedMemory memory(guest().memory());
   static const LinuxKernel known = guest().kernel();
   const auto* bytes = reinterpret_cast<const std::byte*>(data);
   // (target, offset, up to 8 bytes) each.
