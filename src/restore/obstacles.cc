@@ -154,7 +154,10 @@ class Search {
 
   void check_descriptors(const QemuOption& option, const OptionProperties& properties) {
     bool inherited = option.name == "add-fd" || properties.get("addr.type") == "fd";
+    // A path is no list of properties: that of firmware may end in ".fd".
+    const bool path = std::ranges::find(kPathOptions, option.name, &PathOption::name) != kPathOptions.end();
     for (const auto& [key, value] : properties.all()) {
+      if (path) break;
       const std::string_view last = std::string_view{key}.substr(key.rfind('.') + 1);
       inherited = inherited || value.starts_with("/dev/fdset/") ||
                   std::ranges::find(kDescriptorKeys, last) != kDescriptorKeys.end();

@@ -107,6 +107,11 @@ TEST_F(Obstacles, InheritedDescriptors) {
   }
 }
 
+TEST_F(Obstacles, FirmwareFileIsNoDescriptor) {
+  make_file("OVMF.fd");
+  EXPECT_THAT(of({"-bios", "OVMF.fd"}), IsEmpty());
+}
+
 TEST_F(Obstacles, DescriptorSets) {
   EXPECT_THAT(of({"-add-fd", "set=1,fd=3"}), ElementsAre(HasSubstr("--set add-fd=...")));
   EXPECT_THAT(of({"-drive", "file=/dev/fdset/1,id=d0"}), ElementsAre(HasSubstr("descriptor")));
