@@ -16,6 +16,7 @@ constexpr u8 kEof = 0x00;
 constexpr u8 kSectionStart = 0x01;
 constexpr u8 kSectionEnd = 0x03;
 constexpr u8 kSectionFull = 0x04;
+constexpr u8 kSubsection = 0x05;
 constexpr u8 kVmDescription = 0x06;
 constexpr u8 kConfiguration = 0x07;
 constexpr u8 kSectionFooter = 0x7e;
@@ -82,6 +83,12 @@ Result<void> MigrationStreamWriter::begin() {
     append_be(buffer_, kConfiguration);
     append_be(buffer_, static_cast<u32>(machine_type_.size()));
     append_bytes(buffer_, as_byte_span(machine_type_));
+    // Where the size of pages may vary (arm), a reader that is not told takes the smallest one and refuses;
+    // where it may not, it compares (migration/savevm.c, vmstate_target_page_bits, since 2.9).
+    append_be(buffer_, kSubsection);
+    append_str8(buffer_, "configuration/target-page-bits");
+    append_be(buffer_, u32{1});  // version
+    append_be(buffer_, static_cast<u32>(kPageShift));
   }
 
   append_be(buffer_, kSectionStart);
