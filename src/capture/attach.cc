@@ -33,7 +33,7 @@ bool is_peer_failure(const Error& error) {
 }
 
 Result<KernelSearch> search_kernel(AttachedVm& vm) {
-  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
   auto kernel = find_linux_kernel(*vm.memory, vcpus);
   if (!kernel) {
     if (is_peer_failure(kernel.error())) return kernel.error();
@@ -50,9 +50,11 @@ Result<KernelSearch> search_kernel(AttachedVm& vm) {
   return search;
 }
 
-Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, FreeKinds kinds, unsigned threads) {
-  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
-  VMSIEVE_TRY(search.kernel->prove_live(*vm.memory, vcpus));
+Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, GuestState state, FreeKinds kinds,
+                           unsigned threads) {
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
+  VMSIEVE_TRY(state == GuestState::kStopped ? search.kernel->prove_live(*vm.memory, vcpus)
+                                            : search.kernel->seems_live(*vm.memory, vcpus));
   FindOptions options{threads, nullptr, kinds};
   if (search.symbols) options.allocator = &search.allocator;
   return find_free_pages(*vm.memory, *search.kernel, options);

@@ -37,10 +37,15 @@ struct KernelSearch {
 /// Searches for the kernel while the guest runs; only failures of QEMU itself are errors.
 Result<KernelSearch> search_kernel(AttachedVm& vm);
 
+/// What the caller knows of the guest: stopped by the caller, so that a proof is possible and
+/// demanded, or maybe running.
+enum class GuestState { kRunning, kStopped };
+
 /// `search` must have a kernel. Proves it live (checks A to C) and finds the free pages (D to H), at this
-/// instant. Any doubt about the whole is an error of kind kIncompatible or kDamaged; kVanished, kTimeout and
-/// kRefused mean that QEMU itself failed.
-Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, FreeKinds kinds, unsigned threads);
+/// instant; of a running guest the answer is an estimate. Any doubt about the whole is an error of kind
+/// kIncompatible or kDamaged; kVanished, kTimeout and kRefused mean that QEMU itself failed.
+Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, GuestState state, FreeKinds kinds,
+                           unsigned threads);
 
 /// Did QEMU or its process fail, rather than the guest's structures fail to convince?
 bool is_peer_failure(const Error& error);

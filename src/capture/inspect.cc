@@ -103,12 +103,12 @@ void look_closer(const GuestMemory& memory, const LinuxKernel& kernel, const Ker
 }
 
 /// Free pages of the guest as it is now; the best of several looks while it runs.
-Result<FreePages> look_for_free(AttachedVm& vm, const KernelSearch& search, unsigned threads, int tries,
-                                Inspection& inspection) {
+Result<FreePages> look_for_free(AttachedVm& vm, const KernelSearch& search, GuestState state,
+                                unsigned threads, int tries, Inspection& inspection) {
   FreePages best;
   for (int attempt = 0; attempt < tries && !inspection.exact; ++attempt) {
     const Stopwatch classifying;
-    auto free = classify(vm, search, {}, threads);
+    auto free = classify(vm, search, state, {}, threads);
     inspection.classify_ms = classifying.ms();
     if (!free) {
       if (is_peer_failure(free.error())) return free.error();
@@ -136,8 +136,8 @@ Result<Inspection> inspect_vm(const VmAddress& address, const InspectOptions& op
   VMSIEVE_ASSIGN(inspection.accelerator, read_accelerator(*vm.qmp));
   VMSIEVE_ASSIGN(const RunState state, read_run_state(*vm.qmp));
   inspection.running = state.running;
-  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(*vm.qmp));
-  inspection.vcpus = vcpus.size();
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
+  inspection.vcpus = vcpu_count(vcpus);
   std::unique_ptr<PauseGuard> guard;
   if (options.pause && state.running) {
     VMSIEVE_ASSIGN(guard, PauseGuard::make(*vm.qmp));
@@ -155,7 +155,9 @@ Result<Inspection> inspect_vm(const VmAddress& address, const InspectOptions& op
     const Stopwatch pause;
     if (guard) VMSIEVE_TRY(guard->stop());
     inspection.paused = guard && guard->was_running();
-    VMSIEVE_ASSIGN(free, look_for_free(vm, search, threads, inspection.paused ? 1 : kTries, inspection));
+    VMSIEVE_ASSIGN(free,
+                   look_for_free(vm, search, inspection.paused ? GuestState::kStopped : GuestState::kRunning,
+                                 threads, inspection.paused ? 1 : kTries, inspection));
     if (options.classes && search.symbols) {
       look_closer(*vm.memory, *search.kernel, *search.symbols, free, options.largest, inspection);
     } else if (options.classes) {

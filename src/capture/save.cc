@@ -62,8 +62,8 @@ Result<void> describe_machine(Save& save) {
   QmpClient& qmp = *save.vm.qmp;
   VMSIEVE_ASSIGN(m.machine_type, read_machine_type(qmp));
   VMSIEVE_ASSIGN(m.accelerator, read_accelerator(qmp));
-  VMSIEVE_ASSIGN(const std::vector<VcpuState> vcpus, read_vcpus(qmp));
-  m.vcpus = vcpus.size();
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(qmp));
+  m.vcpus = vcpu_count(vcpus);
   VMSIEVE_ASSIGN(const std::vector<WritableDisk> disks, read_writable_disks(qmp));
   for (const WritableDisk& disk : disks) {
     m.writable_disks.push_back({disk.device, disk.file});
@@ -116,7 +116,7 @@ Result<void> rehearse(Save& save, unsigned threads) {
     VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
   }
   if (save.search.kernel) {
-    auto rehearsed = classify(save.vm, save.search, save.options.kinds, threads);
+    auto rehearsed = classify(save.vm, save.search, GuestState::kRunning, save.options.kinds, threads);
     if (rehearsed.ok()) {
       free = std::move(*rehearsed);
     } else if (is_peer_failure(rehearsed.error())) {
@@ -136,7 +136,7 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
   if (!save.search.kernel) return result;
   for (int attempt = 1;; ++attempt) {
     const Stopwatch watch;
-    auto free = classify(save.vm, save.search, save.options.kinds, threads);
+    auto free = classify(save.vm, save.search, GuestState::kStopped, save.options.kinds, threads);
     result.record.classify_ms = watch.ms();
     if (!free) {
       if (is_peer_failure(free.error())) return free.error();

@@ -10,8 +10,8 @@
 
 #include "vmsieve/base/result.h"
 #include "vmsieve/guest/memory.h"
+#include "vmsieve/guest/page_tables.h"
 #include "vmsieve/guest/vmcoreinfo.h"
-#include "vmsieve/guest/x86_paging.h"
 
 namespace vmsieve {
 

@@ -8,7 +8,7 @@
 #include "vmsieve/base/result.h"
 #include "vmsieve/guest/kallsyms.h"
 #include "vmsieve/guest/memory.h"
-#include "vmsieve/guest/x86_paging.h"
+#include "vmsieve/guest/page_tables.h"
 
 namespace vmsieve {
 

@@ -8,7 +8,7 @@
 
 #include "vmsieve/base/endian.h"
 #include "vmsieve/guest/memory.h"
-#include "vmsieve/guest/x86_paging.h"
+#include "vmsieve/guest/page_tables.h"
 
 namespace vmsieve {
 

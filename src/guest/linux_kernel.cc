@@ -3,39 +3,53 @@
 
 #include <algorithm>
 
-#include "vmsieve/guest/vcpu_tables.h"
+#include "vmsieve/guest/arm64_kernel.h"
 #include "vmsieve/guest/vmcoreinfo_search.h"
+#include "vmsieve/guest/x86_kernel.h"
 
 namespace vmsieve {
 namespace {
 
-// __START_KERNEL_map, arch/x86/include/asm/page_64_types.h: kernel text and data are mapped at it
-// plus their physical address minus phys_base (__phys_addr_nodebug(), page_64.h).
-constexpr u64 kStartKernelMap = 0xffff'ffff'8000'0000;
-constexpr u64 kPhysicalLimit = u64{1} << 52;
 constexpr unsigned kSearchThreads = 2;
 constexpr std::size_t kReasonsShown = 3;
 
-Result<GuestVirtual> need_symbol(const VmcoreInfo& info, std::string_view name) {
-  const auto symbol = info.symbol(name);
-  if (!symbol) return make_error(ErrorKind::kDamaged, "VMCOREINFO without SYMBOL({})", name);
-  return *symbol;
+// What is to be read of the vCPUs at the instant that the answer is about, before any kernel is known.
+// Of arm64's, the registers are enough: the tables of the kernel's half do not change with the process.
+using Evidence = std::variant<std::vector<VcpuTables>, std::vector<Arm64Vcpu>>;
+
+struct EvidenceReader {
+  const GuestMemory& memory;
+
+  Result<Evidence> operator()(const std::vector<X86Vcpu>& vcpus) const {
+    VMSIEVE_ASSIGN(auto tables, read_vcpu_tables(memory, vcpus));
+    return Evidence{std::move(tables)};
+  }
+  Result<Evidence> operator()(const std::vector<Arm64Vcpu>& vcpus) const {
+    VMSIEVE_TRY(check_arm64_modes(vcpus));
+    return Evidence{vcpus};
+  }
+  Result<Evidence> operator()(const UnknownVcpus& vcpus) const {
+    return make_error(ErrorKind::kIncompatible, "kernels for {} processors are not understood",
+                      vcpus.architecture);
+  }
+};
+
+Result<Evidence> read_evidence(const GuestMemory& memory, const Vcpus& vcpus) {
+  return std::visit(EvidenceReader{memory}, vcpus);
 }
 
-// Where the kernel says that an address of its image lies.
-Result<GuestPhysical> image_physical(const VmcoreInfo& info, std::string_view symbol) {
-  VMSIEVE_ASSIGN(const GuestVirtual address, need_symbol(info, symbol));
-  const auto phys_base = info.number("phys_base");
-  if (!phys_base)
-    return Error(ErrorKind::kUnsupported, "VMCOREINFO without NUMBER(phys_base): not an x86-64 kernel");
-  const u64 physical = address.value - kStartKernelMap + static_cast<u64>(*phys_base);
-  if (address.value < kStartKernelMap || physical >= kPhysicalLimit) {
-    return make_error(ErrorKind::kDamaged,
-                      "VMCOREINFO's {} at {:#x}, phys_base {:#x}, is not in a kernel image", symbol,
-                      address.value, static_cast<u64>(*phys_base));
+// Check C, second half.
+struct VcpuCheck {
+  const GuestMemory& memory;
+  const LinuxKernel& kernel;
+
+  Result<void> operator()(const std::vector<VcpuTables>& vcpus) const {
+    return check_x86_vcpus(memory, kernel.image(), kernel.release(), vcpus);
   }
-  return GuestPhysical{physical};
-}
+  Result<void> operator()(const std::vector<Arm64Vcpu>& vcpus) const {
+    return check_arm64_vcpus(memory, kernel.image(), kernel.release(), vcpus);
+  }
+};
 
 // Check A again: the text that was found is still there.
 Result<void> check_text(const GuestMemory& memory, const LinuxKernel& kernel) {
@@ -52,36 +66,15 @@ Result<void> check_text(const GuestMemory& memory, const LinuxKernel& kernel) {
 
 // Check B: the kernel's own tables map its text where its own numbers say.
 Result<void> check_own_tables(const GuestMemory& memory, const LinuxKernel& kernel) {
-  VMSIEVE_ASSIGN(const GuestVirtual text, need_symbol(kernel.vmcoreinfo(), "_stext"));
-  VMSIEVE_ASSIGN(const GuestPhysical expected, image_physical(kernel.vmcoreinfo(), "_stext"));
-  const auto found = translate(memory, kernel.page_tables(), text);
+  const KernelImage& image = kernel.image();
+  const auto found = translate(memory, image.page_tables, image.text);
   if (!found.ok()) {
     return make_error(ErrorKind::kIncompatible, "the page tables of {} do not map its text: {}",
                       kernel.release(), found.error().message());
   }
-  if (*found != expected) {
+  if (*found != image.text_physical) {
     return make_error(ErrorKind::kIncompatible, "the page tables of {} map its text at {:#x}, not at {:#x}",
-                      kernel.release(), found->value, expected.value);
-  }
-  return {};
-}
-
-// Check C, second half. A vCPU whose top-level entry for kernel text points to the same next table
-// as the kernel's own entry translates every address of kernel text as the kernel does (check B).
-Result<void> check_vcpus(const GuestMemory& memory, const LinuxKernel& kernel,
-                         std::span<const VcpuTables> vcpus) {
-  VMSIEVE_ASSIGN(const GuestVirtual text, need_symbol(kernel.vmcoreinfo(), "_stext"));
-  VMSIEVE_ASSIGN(const GuestPhysical table, top_level_table(memory, kernel.page_tables(), text));
-  for (const VcpuTables& vcpu : vcpus) {
-    if (vcpu.levels != kernel.page_tables().levels) {
-      return make_error(ErrorKind::kIncompatible, "vCPU {} uses page tables of {} levels, {} those of {}",
-                        vcpu.index, vcpu.levels, kernel.release(), kernel.page_tables().levels);
-    }
-    if (!vcpu.reaches(table)) {
-      return make_error(ErrorKind::kIncompatible,
-                        "vCPU {} (CR3 {:#x}) does not run under the page tables of {}", vcpu.index, vcpu.cr3,
-                        kernel.release());
-    }
+                      kernel.release(), found->value, image.text_physical.value);
   }
   return {};
 }
@@ -92,20 +85,31 @@ Error as_incompatible(const Error& error) {
   return guest_says_so ? Error(ErrorKind::kIncompatible, error.message()) : error;
 }
 
-Result<void> prove(const GuestMemory& memory, const LinuxKernel& kernel, std::span<const VcpuTables> vcpus) {
+Result<void> check_all(const GuestMemory& memory, const LinuxKernel& kernel, const Evidence& evidence) {
   for (const auto& result : {check_text(memory, kernel), check_own_tables(memory, kernel)}) {
     if (!result.ok()) return as_incompatible(result.error());
   }
-  const auto result = check_vcpus(memory, kernel, vcpus);
+  const auto result = std::visit(VcpuCheck{memory, kernel}, evidence);
   if (!result.ok()) return as_incompatible(result.error());
   return {};
 }
 
+// Do the vCPUs hold all that check C needs?
+Result<void> check_complete(const Vcpus& vcpus) {
+  const auto* arm64 = std::get_if<std::vector<Arm64Vcpu>>(&vcpus);
+  if (arm64 == nullptr) return {};
+  for (const Arm64Vcpu& vcpu : *arm64) {
+    if (vcpu.system) continue;
+    return make_error(ErrorKind::kIncompatible, "the system registers of vCPU {} are not known", vcpu.index);
+  }
+  return {};
+}
+
 Result<LinuxKernel> try_candidate(const GuestMemory& memory, const VmcoreInfoCandidate& candidate,
-                                  std::span<const VcpuTables> vcpus) {
+                                  const Evidence& evidence) {
   VMSIEVE_ASSIGN(VmcoreInfo info, VmcoreInfo::parse(candidate.text));
   VMSIEVE_ASSIGN(LinuxKernel kernel, LinuxKernel::from_vmcoreinfo(std::move(info), candidate.address));
-  VMSIEVE_TRY(prove(memory, kernel, vcpus));
+  VMSIEVE_TRY(check_all(memory, kernel, evidence));
   return kernel;
 }
 
@@ -130,43 +134,50 @@ Error none_alive(const GuestMemory& memory, const std::vector<std::string>& reas
 
 }  // namespace
 
+u64 vcpu_count(const Vcpus& vcpus) {
+  struct Count {
+    u64 operator()(const std::vector<X86Vcpu>& x86) const { return x86.size(); }
+    u64 operator()(const std::vector<Arm64Vcpu>& arm64) const { return arm64.size(); }
+    u64 operator()(const UnknownVcpus& unknown) const { return unknown.count; }
+  };
+  return std::visit(Count{}, vcpus);
+}
+
 Result<LinuxKernel> LinuxKernel::from_vmcoreinfo(VmcoreInfo info, GuestPhysical address) {
-  const auto page_size = info.string("PAGESIZE");
-  if (page_size != "4096") {
-    return make_error(ErrorKind::kUnsupported, "a kernel whose page size is not 4096 bytes ({})",
-                      info.release());
-  }
-  // With memory encryption, addresses in the tables carry the C-bit and content is ciphertext.
-  if (info.number("sme_mask").value_or(0) != 0) {
-    return make_error(ErrorKind::kUnsupported, "{} encrypts its memory (sme_mask)", info.release());
-  }
-  // swapper_pg_dir is init_top_pgt (arch/x86/include/asm/pgtable_64.h); both are printed.
-  const char* top_name = info.symbol("swapper_pg_dir") ? "swapper_pg_dir" : "init_top_pgt";
-  VMSIEVE_ASSIGN(const GuestPhysical top, image_physical(info, top_name));
-  VMSIEVE_ASSIGN([[maybe_unused]] const GuestPhysical text, image_physical(info, "_stext"));
-  if (top.value % kPageSize != 0) {
-    return make_error(ErrorKind::kDamaged, "VMCOREINFO's {} at {:#x} is not page-aligned", top_name,
-                      top.value);
-  }
-  const u32 levels = info.number("pgtable_l5_enabled").value_or(0) != 0 ? 5 : 4;
-  return LinuxKernel(std::move(info), PageTableRoot{top, levels}, address);
+  // Each architecture prints where its image lies under a name of its own.
+  const auto image_of = [&]() -> Result<KernelImage> {
+    if (info.number("phys_base")) return x86_kernel_image(info);
+    if (info.number("kimage_voffset")) return arm64_kernel_image(info);
+    return make_error(
+        ErrorKind::kUnsupported,
+        "VMCOREINFO of {} without NUMBER(phys_base) and NUMBER(kimage_voffset): neither an x86-64 "
+        "nor an arm64 kernel",
+        info.release());
+  };
+  VMSIEVE_ASSIGN(const KernelImage image, image_of());
+  return LinuxKernel(std::move(info), image, address);
 }
 
-Result<void> LinuxKernel::prove_live(const GuestMemory& memory, std::span<const VcpuState> vcpus) const {
-  VMSIEVE_ASSIGN(const auto tables, read_vcpu_tables(memory, vcpus, GuestVirtual{kStartKernelMap}));
-  return prove(memory, *this, tables);
+Result<void> LinuxKernel::prove_live(const GuestMemory& memory, const Vcpus& vcpus) const {
+  VMSIEVE_TRY(check_complete(vcpus));
+  return seems_live(memory, vcpus);
 }
 
-Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, std::span<const VcpuState> vcpus) {
-  const auto tables = read_vcpu_tables(memory, vcpus, GuestVirtual{kStartKernelMap});
-  if (!tables.ok()) {
-    return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", tables.error().message());
+Result<void> LinuxKernel::seems_live(const GuestMemory& memory, const Vcpus& vcpus) const {
+  VMSIEVE_ASSIGN(const Evidence evidence, read_evidence(memory, vcpus));
+  return check_all(memory, *this, evidence);
+}
+
+Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vcpus) {
+  const auto evidence = read_evidence(memory, vcpus);
+  if (!evidence.ok()) {
+    return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", evidence.error().message());
   }
   VMSIEVE_ASSIGN(const auto candidates, search_vmcoreinfo(memory, kSearchThreads));
   std::optional<LinuxKernel> live;
   std::vector<std::string> reasons;
   for (const VmcoreInfoCandidate& candidate : candidates) {
-    auto kernel = try_candidate(memory, candidate, *tables);
+    auto kernel = try_candidate(memory, candidate, *evidence);
     if (!kernel.ok()) {
       reasons.push_back(
           fmt::format("{} (VMCOREINFO at {:#x})", kernel.error().message(), candidate.address.value));

@@ -61,12 +61,13 @@ class Walk {
 
 bool walk_mappings(const GuestMemory& memory, PageTableRoot root, GuestVirtual first, GuestVirtual last,
                    u64 max_tables, const MappingVisitor& visitor) {
-  if (last < first) return true;
+  // Only x86-64's have both halves of the address space in one tree.
+  if (last < first || !root.format.lower_half) return true;
   // The upper half begins where the sign extension does; its entries are the upper half of the top table.
-  const u32 bits = static_cast<u32>(kPageShift) + kBitsPerLevel * root.levels;
+  const u32 bits = static_cast<u32>(kPageShift) + kBitsPerLevel * root.format.depth;
   const bool upper = (first.value >> 63) != 0;
   const u64 begin = upper ? ~u64{0} << bits : 0;
-  return Walk(memory, first, last, max_tables, visitor).table(root.top, root.levels, begin);
+  return Walk(memory, first, last, max_tables, visitor).table(root.top, root.format.depth, begin);
 }
 
 }  // namespace vmsieve

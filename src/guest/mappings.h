@@ -5,7 +5,7 @@
 
 #include "vmsieve/base/result.h"
 #include "vmsieve/guest/memory.h"
-#include "vmsieve/guest/x86_paging.h"
+#include "vmsieve/guest/page_tables.h"
 
 namespace vmsieve {
 
@@ -17,9 +17,9 @@ struct MappingVisitor {
   std::function<void(GuestPhysical, u32)> table;
 };
 
-/// Walks the tables of `root` for [first, last], both in one half of the address space. At most
-/// `max_tables` tables are read, so that tables which lead back to themselves end; false when that was not
-/// enough. Entries that make no sense are passed over.
+/// Walks the x86-64 tables of `root` (others have no mappings here) for [first, last], both in one half of
+/// the address space. At most `max_tables` tables are read, so that tables which lead back to themselves end;
+/// false when that was not enough. Entries that make no sense are passed over.
 bool walk_mappings(const GuestMemory& memory, PageTableRoot root, GuestVirtual first, GuestVirtual last,
                    u64 max_tables, const MappingVisitor& visitor);
 

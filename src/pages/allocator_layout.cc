@@ -14,8 +14,7 @@ constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
 constexpr u64 kMaxStructBytes = 4 * kMiB;
 constexpr u64 kMaxPerCpuBytes = 16 * kKiB;  // read for every zone and CPU; Debian's is 320 bytes
 constexpr u64 kListHeadBytes = 16;
-// The order of a block that one entry of the second-lowest page table maps: HPAGE_PMD_ORDER.
-constexpr u32 kHugeOrder = 9;
+constexpr u32 kEntryShift = 3;  // entries of page tables have 8 bytes
 // Lists for orders 0 to PAGE_ALLOC_COSTLY_ORDER (include/linux/mmzone.h).
 constexpr u64 kCostlyOrder = 3;
 
@@ -42,20 +41,22 @@ std::optional<Btf::Member> array(const Btf& types, std::string_view structure, s
 
 // Lists are by order, and within an order by migrate type, MIGRATE_PCPTYPES of them; behind those of the
 // low orders stand some for huge pages: one for each type in 5.14, one in all since 5.19 (5d0a661d808f),
-// two later (order_to_pindex(), mm/page_alloc.c). Before 5.14 there was one order only.
-std::optional<std::vector<u32>> list_orders(const Btf& types, u64 lists) {
+// two later (order_to_pindex(), mm/page_alloc.c). Before 5.14 there was one order only. A huge page is as
+// long as one entry of the second-lowest page table maps (HPAGE_PMD_ORDER).
+std::optional<std::vector<u32>> list_orders(const Btf& types, u64 lists, u32 huge_order) {
   const auto per_order = types.enumerator("MIGRATE_PCPTYPES");
   if (!per_order || *per_order < 1 || *per_order > 8 || lists > kMaxPcpLists) return std::nullopt;
   const auto n = static_cast<u64>(*per_order);
   const u64 low = n * (kCostlyOrder + 1);
   if (lists != n && (lists < low || lists > low + n)) return std::nullopt;
   std::vector<u32> orders;
-  for (u64 i = 0; i < lists; ++i) orders.push_back(i < low ? static_cast<u32>(i / n) : kHugeOrder);
+  for (u64 i = 0; i < lists; ++i) orders.push_back(i < low ? static_cast<u32>(i / n) : huge_order);
   return orders;
 }
 
-std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memory, PageTableRoot tables,
-                                                         const KernelSymbols& symbols) {
+std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memory,
+                                                         const PageTableRoot& tables,
+                                                         const KernelSymbols& symbols, u32 page_shift) {
   const Btf& types = symbols.types();
   AllocatorLayout::PerCpuLists lists;
   u64 inside = 0;
@@ -72,7 +73,7 @@ std::optional<AllocatorLayout::PerCpuLists> read_per_cpu(const GuestMemory& memo
   const auto size = types.size_of("per_cpu_pages");
   if (!pointer || !count || !heads || inside > kMaxPerCpuBytes || *size > kMaxPerCpuBytes)
     return std::nullopt;
-  auto orders = list_orders(types, heads->elements);
+  auto orders = list_orders(types, heads->elements, page_shift - kEntryShift);
   auto offsets = read_cpu_offsets(memory, tables, symbols);
   if (!orders || !offsets.ok()) return std::nullopt;
   lists.pointer_offset = *pointer;
@@ -130,7 +131,7 @@ AllocatorLayout AllocatorLayout::read(const GuestMemory& memory, const LinuxKern
     return layout;
   }
   layout.lru_offset = lru->offset;
-  layout.per_cpu = read_per_cpu(memory, kernel.page_tables(), symbols);
+  layout.per_cpu = read_per_cpu(memory, kernel.page_tables(), symbols, kernel.page_shift());
   layout.hugetlb = read_hugetlb(memory, kernel.page_tables(), symbols, layout.lru_offset);
 
   const auto first = field(types, "zone", "trylock_free_pages", 8);

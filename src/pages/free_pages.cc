@@ -8,6 +8,7 @@
 #include "vmsieve/base/endian.h"
 #include "vmsieve/pages/free_page_fill.h"
 #include "vmsieve/pages/memory_sections.h"
+#include "vmsieve/pages/node_search.h"
 #include "vmsieve/pages/page_layout.h"
 #include "vmsieve/pages/section_scan.h"
 #include "vmsieve/pages/unflagged_free.h"
@@ -32,7 +33,7 @@ Result<void> check_vmcoreinfo_page(const GuestMemory& memory, const LinuxKernel&
                                    const PageLayout& layout, const std::vector<MemorySection>& sections) {
   const Pfn pfn{kernel.vmcoreinfo_address()};
   const auto section = std::find_if(sections.begin(), sections.end(), [&](const MemorySection& s) {
-    return PfnRange{s.first, layout.pages_per_section()}.contains(pfn);
+    return PfnRange{s.first, layout.frames_per_section()}.contains(pfn);
   });
   if (section == sections.end()) {
     return make_error(ErrorKind::kIncompatible,
@@ -40,7 +41,8 @@ Result<void> check_vmcoreinfo_page(const GuestMemory& memory, const LinuxKernel&
                       kernel.vmcoreinfo_address().value);
   }
   std::vector<std::byte> page(layout.page_bytes);
-  const GuestVirtual address = section->memmap + (pfn.value - section->first.value) * layout.page_bytes;
+  const u64 index = (pfn.value - section->first.value) >> layout.frame_shift();
+  const GuestVirtual address = section->memmap + index * layout.page_bytes;
   VMSIEVE_TRY(read_virtual(memory, kernel.page_tables(), address, page));
   const u32 refcount = load_le<u32>(&page[layout.refcount_offset]);
   const u32 type = load_le<u32>(&page[layout.type_offset]);
@@ -96,7 +98,7 @@ std::optional<std::string> doubt_of(const ZoneGroup& group, const Verdict& verdi
 }
 
 // Check G: the kernel is past its start, whose allocator is not complete, and nobody holds a zone's lock.
-std::optional<std::string> unsettled(const GuestMemory& memory, PageTableRoot tables,
+std::optional<std::string> unsettled(const GuestMemory& memory, const PageTableRoot& tables,
                                      const AllocatorLayout& allocator, const Zones& zones) {
   if (allocator.system_state) {
     std::array<std::byte, 4> state;
@@ -113,6 +115,14 @@ std::optional<std::string> unsettled(const GuestMemory& memory, PageTableRoot ta
       return fmt::format("the lock of the zone at {:#x} is held", zone.value);
   }
   return std::nullopt;
+}
+
+std::vector<FreeListEnd> list_ends_of(const std::vector<ScannedSection>& scans) {
+  std::vector<FreeListEnd> ends;
+  for (const ScannedSection& scan : scans) {
+    ends.insert(ends.end(), scan.found.list_ends.begin(), scan.found.list_ends.end());
+  }
+  return ends;
 }
 
 // Checks E and F over everything that was scanned; what passes becomes runs, what does not, doubts.
@@ -136,8 +146,9 @@ std::vector<bool> decide(const std::vector<ScannedSection>& scans, const Zones& 
       const Pfn pfn = scan.pfn(block);
       if (!zones.groups[group].span.contains(pfn)) group = *zones.group_of(pfn);
       if (!trusted[group]) continue;
-      result.runs.push_back({pfn, u64{1} << block.order()});
-      result.buddy += u64{1} << block.order();
+      const u64 frames = u64{1} << (block.order() + scan.frame_shift);
+      result.runs.push_back({pfn, frames});
+      result.buddy += frames;
     }
   }
   return trusted;
@@ -170,11 +181,12 @@ ListedPages offline_pages(const GuestMemory& memory, const std::vector<ScannedSe
   auto range = ram.begin();
   for (const ScannedSection& scan : scans) {
     for (const u32 index : scan.found.offline) {
-      const Pfn pfn{scan.first.value + index};
-      while (range != ram.end() && range->end() <= pfn.value) ++range;
-      if (range == ram.end() || !range->contains(pfn)) continue;
-      pages.runs.push_back({pfn, 1});
-      ++pages.count;
+      const PfnRange page{Pfn{scan.first.value + (u64{index} << scan.frame_shift)},
+                          u64{1} << scan.frame_shift};
+      while (range != ram.end() && range->end() <= page.first.value) ++range;
+      if (range == ram.end() || !range->contains(page.first) || page.end() > range->end()) continue;
+      pages.runs.push_back(page);
+      pages.count += page.count;
     }
   }
   return pages;
@@ -224,14 +236,19 @@ Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& 
   VMSIEVE_ASSIGN(const PageLayout layout, PageLayout::from(kernel.vmcoreinfo()));
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, kernel.page_tables(), layout));
   VMSIEVE_TRY(check_vmcoreinfo_page(memory, kernel, layout, sections));
-  VMSIEVE_ASSIGN(const Zones zones, read_zones(memory, kernel.page_tables(), layout));
   const ScanWants wants{options.allocator != nullptr && options.kinds.per_cpu, options.kinds.offline};
   VMSIEVE_ASSIGN(const auto scans,
                  scan_sections(memory, kernel.page_tables(), layout, sections, wants, options.threads));
+  std::vector<NodePlace> nodes;
+  if (!layout.node_data) {
+    VMSIEVE_ASSIGN(nodes, find_nodes(memory, kernel.page_tables(), layout, memmap_range(layout, sections),
+                                     list_ends_of(scans)));
+  }
+  VMSIEVE_ASSIGN(const Zones zones, read_zones(memory, kernel.page_tables(), layout, nodes));
 
   FreePages result;
   for (const ScannedSection& scan : scans) {
-    result.described += scan.ram_pages;
+    result.described += scan.ram_frames;
     if (!scan.unreadable.empty()) result.doubts.push_back(scan.unreadable);
   }
   if (options.allocator != nullptr) {

@@ -24,12 +24,13 @@ constexpr u64 kUsageHeadWords = 2;    // struct rcu_head
 // Reads the sections of one root at a time; sections that follow each other share it.
 class SectionReader {
  public:
-  SectionReader(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout, GuestVirtual roots)
+  SectionReader(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout,
+                GuestVirtual roots)
       : memory_(memory),
         tables_(tables),
         layout_(layout),
         roots_(roots),
-        per_root_(kPageSize / layout.section_bytes) {}
+        per_root_((u64{1} << layout.page_shift) / layout.section_bytes) {}
 
   Result<std::optional<MemorySection>> read(u64 section);
 
@@ -38,7 +39,7 @@ class SectionReader {
   bool all_subsections(u64 usage) const;
 
   const GuestMemory& memory_;
-  PageTableRoot tables_;
+  const PageTableRoot& tables_;
   const PageLayout& layout_;
   GuestVirtual roots_;
   u64 per_root_;
@@ -59,7 +60,7 @@ Result<void> SectionReader::load_root(u64 root) {
   std::byte pointer[8];
   auto read = read_virtual(memory_, tables_, roots_ + root * 8, pointer);
   if (read.ok() && load_le<u64>(pointer) != 0) {
-    sections_.resize(kPageSize);
+    sections_.resize(u64{1} << layout_.page_shift);
     read = read_virtual(memory_, tables_, GuestVirtual{load_le<u64>(pointer)}, sections_);
   }
   if (read.ok()) return {};
@@ -100,22 +101,22 @@ Result<std::optional<MemorySection>> SectionReader::read(u64 section) {
   }
   // The map is stored minus the section's first page frame, in struct pages, so that
   // map + pfn is the struct page (sparse_encode_mem_map()); the sum may wrap by design.
-  const u64 first_pfn = section * layout_.pages_per_section();
-  const u64 memmap = (coded & ~kFlags) + first_pfn * layout_.page_bytes;
+  const u64 first_page = section * layout_.pages_per_section();
+  const u64 memmap = (coded & ~kFlags) + first_page * layout_.page_bytes;
   const u64 bytes = layout_.pages_per_section() * layout_.page_bytes;
   const bool kernel_half = (memmap >> 63) != 0 && memmap + bytes > memmap;
   if (!kernel_half || memmap % 8 != 0) return not_described;
-  return std::optional{MemorySection{Pfn{first_pfn}, GuestVirtual{memmap}}};
+  return std::optional{MemorySection{Pfn{first_page << layout_.frame_shift()}, GuestVirtual{memmap}}};
 }
 
-Result<std::vector<MemorySection>> read_from(const GuestMemory& memory, PageTableRoot tables,
+Result<std::vector<MemorySection>> read_from(const GuestMemory& memory, const PageTableRoot& tables,
                                              const PageLayout& layout, GuestVirtual roots) {
   SectionReader reader(memory, tables, layout, roots);
   std::vector<MemorySection> described;
   u64 next = 0;
   for (const PfnRange& range : memory.ram()) {
-    const u64 end = (range.end() + layout.pages_per_section() - 1) / layout.pages_per_section();
-    for (u64 section = std::max(next, range.first.value / layout.pages_per_section()); section < end;
+    const u64 end = (range.end() + layout.frames_per_section() - 1) / layout.frames_per_section();
+    for (u64 section = std::max(next, range.first.value / layout.frames_per_section()); section < end;
          ++section) {
       VMSIEVE_ASSIGN(const auto found, reader.read(section));
       if (found) described.push_back(*found);
@@ -127,7 +128,8 @@ Result<std::vector<MemorySection>> read_from(const GuestMemory& memory, PageTabl
 
 }  // namespace
 
-Result<std::vector<MemorySection>> read_memory_sections(const GuestMemory& memory, PageTableRoot tables,
+Result<std::vector<MemorySection>> read_memory_sections(const GuestMemory& memory,
+                                                        const PageTableRoot& tables,
                                                         const PageLayout& layout) {
   VMSIEVE_ASSIGN(auto described, read_from(memory, tables, layout, layout.mem_section));
   if (!described.empty()) return described;

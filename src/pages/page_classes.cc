@@ -199,11 +199,11 @@ void mark_virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel,
   const PageTableRoot tables = kernel.page_tables();
   // VMALLOC_START is a variable where the address space is randomized, and 32 TiB long with 4 levels,
   // 12800 TiB with 5; modules follow the kernel image (arch/x86/include/asm/pgtable_64_types.h).
-  u64 begin = tables.levels == 5 ? 0xffa0'0000'0000'0000 : 0xffff'c900'0000'0000;
+  u64 begin = tables.format.depth == 5 ? 0xffa0'0000'0000'0000 : 0xffff'c900'0000'0000;
   const KernelReader reader(memory, tables);
   if (const auto variable = symbols.symbols().address("vmalloc_base"))
     begin = reader.pointer(*variable).value_or(GuestVirtual{begin}).value;
-  const u64 length = (tables.levels == 5 ? u64{12800} : u64{32}) << 40;
+  const u64 length = (tables.format.depth == 5 ? u64{12800} : u64{32}) << 40;
   walk_mappings(memory, tables, GuestVirtual{begin}, GuestVirtual{begin + length - 1}, kMaxTables, visitor);
   const u64 image = static_cast<u64>(kernel.vmcoreinfo().number("KERNEL_IMAGE_SIZE").value_or(512 * kMiB));
   constexpr u64 kStartKernelMap = 0xffff'ffff'8000'0000;
@@ -292,6 +292,9 @@ Result<PageClasses> classify_pages(const GuestMemory& memory, const LinuxKernel&
                                    const KernelSymbols& symbols, const FreePages& free,
                                    const GuestProcesses& processes, std::size_t max_files) {
   const PageTableRoot tables = kernel.page_tables();
+  // What processes map is read out of x86-64 tables (walk_mappings()), and pages are taken for 4 KiB.
+  if (!tables.format.lower_half)
+    return Error(ErrorKind::kUnsupported, "classes of pages are told of x86-64 guests alone");
   VMSIEVE_ASSIGN(const PageLayout layout, PageLayout::from(kernel.vmcoreinfo()));
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, tables, layout));
   VMSIEVE_ASSIGN(const StructPageTypes types,
@@ -316,7 +319,7 @@ Result<PageClasses> classify_pages(const GuestMemory& memory, const LinuxKernel&
   map.finish(result);
   result.swap_cache = pages.swap_cache;
   name_files(pages, KernelReader(memory, tables), symbols.types(), max_files, result);
-  if (const auto zones = read_zones(memory, tables, layout); zones.ok())
+  if (const auto zones = read_zones(memory, tables, layout, {}); zones.ok())
     result.zones = name_zones(*zones, KernelReader(memory, tables), symbols.types());
   return result;
 }

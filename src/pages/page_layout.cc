@@ -7,8 +7,11 @@
 namespace vmsieve {
 namespace {
 
-// SECTION_SIZE_BITS of x86-64 (arch/x86/include/asm/sparsemem.h), printed since 5.13.
-constexpr u64 kDefaultSectionShift = 27;
+// SECTION_SIZE_BITS, printed since 5.13: of x86-64 (arch/x86/include/asm/sparsemem.h), and of arm64 before
+// f0b13ee23241 (5.12). Where that change came without the key (5.12.0 to 5.12.12), 30 is wrong, and the
+// counters (check E) tell.
+constexpr u64 kDefaultSectionShiftX86 = 27;
+constexpr u64 kDefaultSectionShiftArm64 = 30;
 constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
 constexpr u64 kMaxStructBytes = 4 * kMiB;
 
@@ -40,6 +43,11 @@ Result<u64> struct_size(const VmcoreInfo& info, std::string_view name) {
 }
 
 Result<void> read_page_layout(const VmcoreInfo& info, PageLayout& layout) {
+  VMSIEVE_ASSIGN(const std::string_view page_size, need(info.string("PAGESIZE"), "PAGESIZE", "bytes"));
+  if (page_size != "4096" && page_size != "16384" && page_size != "65536") {
+    return Error(ErrorKind::kUnsupported, "VMCOREINFO's PAGESIZE is none of 4096, 16384 and 65536");
+  }
+  layout.page_shift = page_size == "4096" ? 12 : page_size == "16384" ? 14 : 16;
   VMSIEVE_ASSIGN(layout.page_bytes, struct_size(info, "page"));
   if (layout.page_bytes < 32 || layout.page_bytes > 256) return bad_value("SIZE(page)", layout.page_bytes);
   VMSIEVE_ASSIGN(layout.flags_offset, field(info, "page.flags", 8, layout.page_bytes));
@@ -86,10 +94,11 @@ Result<void> read_section_layout(const VmcoreInfo& info, PageLayout& layout) {
     if (*shift < 24 || *shift > 34) return bad_value("SECTION_SIZE_BITS", static_cast<u64>(*shift));
     layout.section_shift = static_cast<u64>(*shift);
   } else {
-    layout.section_shift = kDefaultSectionShift;
+    layout.section_shift =
+        info.number("kimage_voffset") ? kDefaultSectionShiftArm64 : kDefaultSectionShiftX86;
   }
   // mm/sparse.c refuses to compile otherwise: a free block never crosses a section.
-  if (layout.orders - 1 + kPageShift > layout.section_shift)
+  if (layout.orders - 1 + layout.page_shift > layout.section_shift)
     return bad_value("LENGTH(zone.free_area)", layout.orders);
   return {};
 }
@@ -100,8 +109,7 @@ Result<void> read_zone_layout(const VmcoreInfo& info, PageLayout& layout) {
     VMSIEVE_ASSIGN(layout.nodes, need(info.length("node_data"), "LENGTH", "node_data"));
     if (layout.nodes < 1 || layout.nodes > kMaxNodes) return bad_value("LENGTH(node_data)", layout.nodes);
   } else {
-    VMSIEVE_ASSIGN(layout.node_data,
-                   need(info.symbol("contig_page_data"), "SYMBOL", "node_data or contig_page_data"));
+    layout.node_data = info.symbol("contig_page_data");
     layout.nodes = 0;
   }
   VMSIEVE_ASSIGN(layout.node_bytes, struct_size(info, "pglist_data"));
@@ -110,18 +118,23 @@ Result<void> read_zone_layout(const VmcoreInfo& info, PageLayout& layout) {
   VMSIEVE_ASSIGN(layout.node_start_offset, field(info, "pglist_data.node_start_pfn", 8, layout.node_bytes));
   VMSIEVE_ASSIGN(layout.node_spanned_offset,
                  field(info, "pglist_data.node_spanned_pages", 8, layout.node_bytes));
+  if (!layout.node_data) {
+    VMSIEVE_ASSIGN([[maybe_unused]] const u64 lru, need(info.offset("page.lru"), "OFFSET", "page.lru"));
+    VMSIEVE_ASSIGN(layout.node_id_offset, field(info, "pglist_data.node_id", 4, layout.node_bytes));
+  }
   VMSIEVE_ASSIGN(layout.zone_bytes, struct_size(info, "zone"));
   VMSIEVE_ASSIGN(layout.zone_spanned_offset, field(info, "zone.spanned_pages", 8, layout.zone_bytes));
   VMSIEVE_ASSIGN(layout.zone_free_area_offset, field(info, "zone.free_area", 8, layout.zone_bytes));
   VMSIEVE_ASSIGN(layout.free_area_bytes, struct_size(info, "free_area"));
-  VMSIEVE_ASSIGN(const u64 list_bytes, struct_size(info, "list_head"));
+  VMSIEVE_ASSIGN(layout.list_bytes, struct_size(info, "list_head"));
   VMSIEVE_ASSIGN(const u64 lists, need(info.length("free_area.free_list"), "LENGTH", "free_area.free_list"));
   // struct free_area {struct list_head free_list[MIGRATE_TYPES]; unsigned long nr_free;}
   // (include/linux/mmzone.h): nr_free must be the last thing in it, or this is another structure.
-  if (lists < 1 || lists > 64 || lists * list_bytes + 8 != layout.free_area_bytes) {
+  if (lists < 1 || lists > 64 || layout.list_bytes != 16 ||
+      lists * layout.list_bytes + 8 != layout.free_area_bytes) {
     return bad_value("SIZE(free_area)", layout.free_area_bytes);
   }
-  layout.nr_free_offset = lists * list_bytes;
+  layout.nr_free_offset = lists * layout.list_bytes;
   if (layout.orders * layout.free_area_bytes > layout.zone_bytes - layout.zone_free_area_offset) {
     return bad_value("SIZE(zone)", layout.zone_bytes);
   }

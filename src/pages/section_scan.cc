@@ -45,13 +45,14 @@ class ExtentReader {
 
 class Scanner {
  public:
-  Scanner(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout,
+  Scanner(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout,
           const std::vector<MemorySection>& sections, ScanWants wants)
       : memory_(memory),
         tables_(tables),
         layout_(layout),
         sections_(sections),
         wants_(wants),
+        memmap_(memmap_range(layout, sections)),
         results_(sections.size()) {
     // A power of two of pages, so that chunks divide a section, and no shorter than a block.
     chunk_pages_ = std::bit_floor(kChunkBytes / layout.page_bytes);
@@ -65,6 +66,7 @@ class Scanner {
       const std::size_t i = next_++;
       if (i >= sections_.size()) return;
       results_[i].first = sections_[i].first;
+      results_[i].frame_shift = layout_.frame_shift();
       const auto scanned = scan_section(sections_[i], buffer, results_[i].found);
       if (scanned.ok()) {
         keep_ram_only(results_[i]);
@@ -92,10 +94,11 @@ class Scanner {
   }
 
   const GuestMemory& memory_;
-  PageTableRoot tables_;
+  const PageTableRoot& tables_;
   const PageLayout& layout_;
   const std::vector<MemorySection>& sections_;
   const ScanWants wants_;
+  VirtualRange memmap_;
   u64 chunk_pages_;
   std::atomic<std::size_t> next_ = 0;
   std::atomic<u64> unlisted_ = 0;
@@ -115,7 +118,7 @@ Result<void> Scanner::scan_section(const MemorySection& section, std::span<std::
   ScanWants wants = wants_;
   for (u64 done = 0; done < pages; done += chunk_pages_) {
     VMSIEVE_TRY(reader.read(buffer));
-    scan_struct_pages(layout_, buffer, done, wants, found);
+    scan_struct_pages(layout_, memmap_, buffer, done, wants, found);
     // bound_unlisted() will take none of so many.
     wants.unlisted = wants.unlisted && found.unlisted.size() <= kMaxUnlistedPages;
   }
@@ -138,18 +141,18 @@ void Scanner::give_up(const Error& error, ScannedSection& section) {
 void Scanner::keep_ram_only(ScannedSection& section) const {
   const auto ram = memory_.ram();
   const u64 first = section.first.value;
-  const u64 end = first + layout_.pages_per_section();
+  const u64 end = first + layout_.frames_per_section();
   auto range =
       std::partition_point(ram.begin(), ram.end(), [&](const PfnRange& r) { return r.end() <= first; });
   for (auto r = range; r != ram.end() && r->first.value < end; ++r) {
-    section.ram_pages += std::min(r->end(), end) - std::max(r->first.value, first);
+    section.ram_frames += std::min(r->end(), end) - std::max(r->first.value, first);
   }
-  if (section.ram_pages == layout_.pages_per_section()) return;
+  if (section.ram_frames == layout_.frames_per_section()) return;
   const auto not_ram = [&](const ScannedBlock& block) {
-    const u64 begin = first + block.index();
+    const u64 begin = section.pfn(block).value;
     while (range != ram.end() && range->end() <= begin) ++range;
     if (range != ram.end() && range->first.value <= begin &&
-        begin + (u64{1} << block.order()) <= range->end()) {
+        begin + (layout_.frames_per_page() << block.order()) <= range->end()) {
       return false;
     }
     section.found.malformed.emplace_back(block.index(), BlockFault::kNotRam);
@@ -160,7 +163,18 @@ void Scanner::keep_ram_only(ScannedSection& section) const {
 
 }  // namespace
 
-Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, PageTableRoot tables,
+VirtualRange memmap_range(const PageLayout& layout, const std::vector<MemorySection>& sections) {
+  if (sections.empty()) return {};
+  u64 first = sections.front().memmap.value;
+  u64 end = first;
+  for (const MemorySection& section : sections) {
+    first = std::min(first, section.memmap.value);
+    end = std::max(end, section.memmap.value + layout.pages_per_section() * layout.page_bytes);
+  }
+  return {first, end - first};
+}
+
+Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, const PageTableRoot& tables,
                                                   const PageLayout& layout,
                                                   const std::vector<MemorySection>& sections, ScanWants wants,
                                                   unsigned threads) {

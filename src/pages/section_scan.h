@@ -6,7 +6,7 @@
 
 #include "vmsieve/base/result.h"
 #include "vmsieve/guest/memory.h"
-#include "vmsieve/guest/x86_paging.h"
+#include "vmsieve/guest/page_tables.h"
 #include "vmsieve/pages/memory_sections.h"
 #include "vmsieve/pages/struct_page_scan.h"
 
@@ -18,18 +18,22 @@ inline constexpr u64 kMaxUnlistedPages = u64{1} << 20;
 /// What the struct pages of one section say.
 struct ScannedSection {
   Pfn first;
-  u64 ram_pages = 0;       ///< of the section; 0 when it could not be read
+  u64 frame_shift = 0;     ///< PageLayout::frame_shift()
+  u64 ram_frames = 0;      ///< frames of RAM in the section; 0 when it could not be read
   SectionScan found;       ///< blocks lie wholly in RAM
   std::string unreadable;  ///< why it could not be read; then nothing was found in it
 
-  Pfn pfn(const ScannedBlock& block) const { return Pfn{first.value + block.index()}; }
+  Pfn pfn(const ScannedBlock& block) const { return Pfn{first.value + (block.index() << frame_shift)}; }
 };
+
+/// The smallest range that holds the struct pages of all `sections`.
+VirtualRange memmap_range(const PageLayout& layout, const std::vector<MemorySection>& sections);
 
 /// Scans the struct pages of all `sections` on `threads` threads, one result for each. A section whose
 /// memory map the guest's own page tables do not give is `unreadable`; only failing to read the guest
 /// is an error. Holds 4 bytes per free block and a buffer of about 256 KiB per thread.
 /// Of unlisted pages kMaxUnlistedPages are kept in all, whatever the guest shows.
-Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, PageTableRoot tables,
+Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, const PageTableRoot& tables,
                                                   const PageLayout& layout,
                                                   const std::vector<MemorySection>& sections, ScanWants wants,
                                                   unsigned threads);

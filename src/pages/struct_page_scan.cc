@@ -21,8 +21,8 @@ T load(const std::byte* at) {
 
 // STRIDE 0 stands for a size known at run time only. 64 is what every distribution's kernel has.
 template <u64 STRIDE>
-void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index, ScanWants wants,
-          SectionScan& out) {
+void scan(const PageLayout& layout, VirtualRange memmap, std::span<const std::byte> structs, u64 first_index,
+          ScanWants wants, SectionScan& out) {
   const u64 stride = STRIDE != 0 ? STRIDE : layout.page_bytes;
   const u64 count = structs.size() / stride;
   const std::byte* const types = structs.data() + layout.type_offset;
@@ -30,6 +30,7 @@ void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 firs
   const std::byte* const lists = structs.data() + layout.lru_offset;
   const u32 buddy = layout.buddy_type;
   const u32 offline = wants.offline ? layout.offline_type.value_or(kNoType) : kNoType;
+  const bool follow_lists = !layout.node_data;
 
   const auto fault_of = [&](u64 i, u64 order) -> std::optional<BlockFault> {
     if (order >= layout.orders) return BlockFault::kOrder;
@@ -63,6 +64,10 @@ void scan(const PageLayout& layout, std::span<const std::byte> structs, u64 firs
       ++i;
     } else {
       out.blocks.emplace_back(first_index + i, order);
+      if (follow_lists) {
+        const u64 next = load<u64>(structs.data() + i * stride + layout.lru_offset);
+        if (!memmap.contains(next)) out.list_ends.push_back({next, static_cast<u32>(order)});
+      }
       i += u64{1} << order;
     }
   }
@@ -81,12 +86,12 @@ std::string_view to_string(BlockFault fault) {
   return "it is malformed";
 }
 
-void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
-                       ScanWants wants, SectionScan& out) {
+void scan_struct_pages(const PageLayout& layout, VirtualRange memmap, std::span<const std::byte> structs,
+                       u64 first_index, ScanWants wants, SectionScan& out) {
   if (layout.page_bytes == 64) {
-    scan<64>(layout, structs, first_index, wants, out);
+    scan<64>(layout, memmap, structs, first_index, wants, out);
   } else {
-    scan<0>(layout, structs, first_index, wants, out);
+    scan<0>(layout, memmap, structs, first_index, wants, out);
   }
 }
 

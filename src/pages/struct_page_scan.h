@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <compare>
 #include <span>
 #include <vector>
 
@@ -43,9 +44,26 @@ struct UnlistedPage {
   u64 prev = 0;
 };
 
+/// Guest-virtual bytes [first, first + bytes).
+struct VirtualRange {
+  u64 first = 0;
+  u64 bytes = 0;
+
+  bool contains(u64 address) const { return address - first < bytes; }
+};
+
+/// Where a free list of blocks of an order leads to when it leaves the struct pages.
+struct FreeListEnd {
+  u64 address = 0;  ///< guest-virtual
+  u32 order = 0;
+
+  friend auto operator<=>(const FreeListEnd&, const FreeListEnd&) = default;
+};
+
 struct SectionScan {
   std::vector<ScannedBlock> blocks;  ///< ascending, not overlapping, aligned, whole
   std::vector<ScannedBlock> malformed;
+  std::vector<FreeListEnd> list_ends;  ///< of `blocks`; only where the layout has no node_data
   std::vector<UnlistedPage> unlisted;  ///< ascending; only when asked for
   std::vector<u32> offline;            ///< indices of PageOffline pages, ascending; only when asked for
 };
@@ -58,14 +76,15 @@ struct ScanWants {
 
 /// Finds the free blocks among struct pages and appends them to `out`.
 ///
-/// `structs` holds whole struct pages, the first for page `first_index` of its section, their number
-/// and `first_index` multiples of the longest block, so that no block crosses the end. Each struct
-/// page is touched once, at one cache line; this loop is what the guest's pause pays for.
+/// `memmap` is where all struct pages are. `structs` holds whole struct pages, the first for page
+/// `first_index` of its section, their number and `first_index` multiples of the longest block, so that no
+/// block crosses the end. Each struct page is touched once, at one cache line; this loop is what the guest's
+/// pause pays for.
 ///
 /// A block is one whose head carries the free flag with a possible order at an aligned index, and
 /// whose pages all have reference count 0 and, the head apart, no type. After a malformed head the
 /// scan goes on with the very next page.
-void scan_struct_pages(const PageLayout& layout, std::span<const std::byte> structs, u64 first_index,
-                       ScanWants wants, SectionScan& out);
+void scan_struct_pages(const PageLayout& layout, VirtualRange memmap, std::span<const std::byte> structs,
+                       u64 first_index, ScanWants wants, SectionScan& out);
 
 }  // namespace vmsieve

@@ -52,7 +52,7 @@ std::optional<u32> type_of_page_tables(const GuestMemory& memory, const LinuxKer
                                    if (type && has_type(static_cast<u32>(*type)))
                                      types.push_back(static_cast<u32>(*type));
                                  }};
-    walk_mappings(memory, {GuestPhysical{round_down(top->value, kPageSize)}, kernel.page_tables().levels},
+    walk_mappings(memory, {GuestPhysical{round_down(top->value, kPageSize)}, kernel.page_tables().format},
                   GuestVirtual{0}, GuestVirtual{(u64{1} << 47) - 1}, kTablesAsked, visitor);
   }
   if (types.empty()) return std::nullopt;

@@ -25,7 +25,8 @@ class MemoryMap {
   MemoryMap(const PageLayout& layout, const std::vector<MemorySection>& sections)
       : layout_(layout), sections_(sections) {
     for (const MemorySection& section : sections) {
-      const GuestVirtual base{section.memmap.value - section.first.value * layout.page_bytes};
+      const u64 page = section.first.value >> layout.frame_shift();
+      const GuestVirtual base{section.memmap.value - page * layout.page_bytes};
       if (&section == &sections.front()) base_ = base;
       if (base_ != base) base_.reset();
       if (!base_) return;
@@ -38,16 +39,16 @@ class MemoryMap {
   std::optional<Pfn> pfn_of(u64 address, u64 offset) const {
     const u64 bytes = address - offset - base_->value;
     if (bytes % layout_.page_bytes != 0) return std::nullopt;
-    const Pfn pfn{bytes / layout_.page_bytes};
-    return described(pfn, 1) ? std::optional(pfn) : std::nullopt;
+    const Pfn pfn{bytes / layout_.page_bytes << layout_.frame_shift()};
+    return described(pfn, layout_.frames_per_page()) ? std::optional(pfn) : std::nullopt;
   }
   GuestVirtual address_of(Pfn pfn, u64 offset) const {
-    return GuestVirtual{base_->value + pfn.value * layout_.page_bytes + offset};
+    return GuestVirtual{base_->value + (pfn.value >> layout_.frame_shift()) * layout_.page_bytes + offset};
   }
-  // Are all pages of [pfn, pfn + count) in one section? Sections are longer than any block, hugetlb's
+  // Are all page frames of [pfn, pfn + count) in one section? Sections are longer than any block, hugetlb's
   // gigantic pages apart, which are looked up section by section.
   bool described(Pfn pfn, u64 count) const {
-    const u64 per_section = layout_.pages_per_section();
+    const u64 per_section = layout_.frames_per_section();
     for (u64 at = pfn.value; at < pfn.value + count; at = round_down(at, per_section) + per_section) {
       const auto after = std::upper_bound(sections_.begin(), sections_.end(), Pfn{at},
                                           [](Pfn p, const MemorySection& s) { return p < s.first; });
@@ -100,7 +101,8 @@ class UnlistedWalker {
   UnlistedWalker(const ListWalk& walk, const MemoryMap& map) : walk_(walk), map_(map) {
     for (const ScannedSection& scan : walk.scans) {
       for (const UnlistedPage& page : scan.found.unlisted)
-        candidates_.push_back({Pfn{scan.first.value + page.index}, page.next, page.prev, false});
+        candidates_.push_back(
+            {Pfn{scan.first.value + (page.index << scan.frame_shift)}, page.next, page.prev, false});
     }
   }
 
@@ -113,7 +115,7 @@ class UnlistedWalker {
   // is not: so all walks together take no more steps than there are candidates, whatever the lists say.
   struct Taken {
     std::vector<PfnRange> runs;
-    u64 count = 0;
+    u64 count = 0;  // of the kernel's pages
   };
 
   std::optional<std::string> walk_list(GuestVirtual head, u64 first, u64 last, u32 order, u64 limit,
@@ -125,14 +127,14 @@ class UnlistedWalker {
     if (at == candidates_.end() || at->pfn != pfn) return std::nullopt;
     return static_cast<std::size_t>(at - candidates_.begin());
   }
-  static void settle(std::optional<std::string> doubt, GuestVirtual zone, const Taken& taken,
-                     ListedPages& out) {
+  void settle(std::optional<std::string> doubt, GuestVirtual zone, const Taken& taken,
+              ListedPages& out) const {
     if (doubt) {
       add_doubt(out, fmt::format("zone at {:#x}: {}", zone.value, *doubt));
       return;
     }
     out.runs.insert(out.runs.end(), taken.runs.begin(), taken.runs.end());
-    out.count += taken.count;
+    out.count += taken.count << walk_.layout.frame_shift();
   }
 
   const ListWalk& walk_;
@@ -143,17 +145,18 @@ class UnlistedWalker {
 // All pages of the block must be candidates that no other list has.
 std::optional<std::string> UnlistedWalker::take_block(Pfn pfn, u32 order, Taken& taken) {
   const u64 pages = u64{1} << order;
-  if (pfn.value % pages != 0) return fmt::format("the block at {:#x} is not aligned", pfn.address().value);
+  const u64 frames = pages << walk_.layout.frame_shift();
+  if (pfn.value % frames != 0) return fmt::format("the block at {:#x} is not aligned", pfn.address().value);
   const auto first = find(pfn);
   if (!first || *first + pages > candidates_.size() ||
-      candidates_[*first + pages - 1].pfn.value != pfn.value + pages - 1)
+      candidates_[*first + pages - 1].pfn.value != pfn.value + frames - walk_.layout.frames_per_page())
     return fmt::format("the page at {:#x} is listed as free, but is in use", pfn.address().value);
-  if (!is_ram(walk_.memory, pfn, pages)) return fmt::format("{:#x} is not RAM", pfn.address().value);
+  if (!is_ram(walk_.memory, pfn, frames)) return fmt::format("{:#x} is not RAM", pfn.address().value);
   for (std::size_t i = *first; i < *first + pages; ++i) {
     if (candidates_[i].taken) return fmt::format("{:#x} is listed twice", pfn.address().value);
     candidates_[i].taken = true;
   }
-  taken.runs.push_back({pfn, pages});
+  taken.runs.push_back({pfn, frames});
   taken.count += pages;
   return std::nullopt;
 }
@@ -271,20 +274,21 @@ std::optional<std::string> walk_hugetlb(const ListWalk& walk, const MemoryMap& m
                                         std::span<const std::byte> head_bytes, u64 count, u32 order,
                                         std::vector<PfnRange>& runs) {
   const u64 lru = walk.allocator.hugetlb->next_offset;
-  const u64 pages = u64{1} << order;
+  const u64 frames = walk.layout.frames_per_page() << order;
   u64 before = head.value;
   u64 node = load_le<u64>(head_bytes.data());
   std::vector<std::byte> page(walk.layout.page_bytes);
   for (u64 i = 0; i < count; ++i) {
     const auto pfn = map.pfn_of(node, lru);
-    if (!pfn || pfn->value % pages != 0 || !map.described(*pfn, pages) || !is_ram(walk.memory, *pfn, pages))
+    if (!pfn || pfn->value % frames != 0 || !map.described(*pfn, frames) ||
+        !is_ram(walk.memory, *pfn, frames))
       return fmt::format("its list leads to {:#x}, which is no huge page", node);
     if (!read_virtual(walk.memory, walk.tables, map.address_of(*pfn, 0), page).ok())
       return fmt::format("the structure of the huge page at {:#x} cannot be read", pfn->address().value);
     if (load_le<u32>(&page[walk.layout.refcount_offset]) != 0)
       return fmt::format("the huge page at {:#x} is listed as free, but is in use", pfn->address().value);
     if (load_le<u64>(&page[lru + 8]) != before) return fmt::format("the list is broken at {:#x}", node);
-    runs.push_back({*pfn, pages});
+    runs.push_back({*pfn, frames});
     before = node;
     node = load_le<u64>(&page[lru]);
   }
@@ -339,7 +343,7 @@ ListedPages read_free_hugetlb(const ListWalk& walk) {
         continue;
       }
       result.runs.insert(result.runs.end(), runs.begin(), runs.end());
-      result.count += count << order;
+      result.count += count << (order + walk.layout.frame_shift());
     }
   }
   if (overlap(result.runs)) {

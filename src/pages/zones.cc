@@ -5,12 +5,11 @@
 #include <limits>
 
 #include "vmsieve/base/endian.h"
+#include "vmsieve/pages/node_search.h"
 
 namespace vmsieve {
 namespace {
 
-constexpr u32 kMaxZonesPerNode = 16;     // enum zone_type has 6 values
-constexpr u64 kPfnLimit = u64{1} << 40;  // 52 bits of address
 constexpr std::size_t kMaxNameParts = 8;
 
 // struct zone, include/linux/mmzone.h, the same from 4.20 (managed_pages became an atomic_long_t) to
@@ -60,10 +59,10 @@ std::optional<u64> find_start_pfn(const PageLayout& layout, const Node& node,
 
 class ZoneReader {
  public:
-  ZoneReader(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout)
+  ZoneReader(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout)
       : memory_(memory), tables_(tables), layout_(layout) {}
 
-  Result<std::vector<Zone>> read_all();
+  Result<std::vector<Zone>> read_all(std::span<const NodePlace> nodes);
 
  private:
   Result<void> read_node(u32 index, GuestVirtual node);
@@ -71,7 +70,7 @@ class ZoneReader {
   Result<u64> read_u64(GuestVirtual address) const;
 
   const GuestMemory& memory_;
-  PageTableRoot tables_;
+  const PageTableRoot& tables_;
   const PageLayout& layout_;
   std::vector<Zone> zones_;
 };
@@ -123,13 +122,17 @@ Result<void> ZoneReader::read_node(u32 index, GuestVirtual address) {
   return {};
 }
 
-Result<std::vector<Zone>> ZoneReader::read_all() {
+Result<std::vector<Zone>> ZoneReader::read_all(std::span<const NodePlace> nodes) {
+  if (!layout_.node_data) {
+    for (const NodePlace& node : nodes) VMSIEVE_TRY(read_node(node.id, node.address));
+    return std::move(zones_);
+  }
   if (layout_.nodes == 0) {
-    VMSIEVE_TRY(read_node(0, layout_.node_data));
+    VMSIEVE_TRY(read_node(0, *layout_.node_data));
     return std::move(zones_);
   }
   std::vector<std::byte> pointers(layout_.nodes * 8);
-  VMSIEVE_TRY(read_virtual(memory_, tables_, layout_.node_data, pointers));
+  VMSIEVE_TRY(read_virtual(memory_, tables_, *layout_.node_data, pointers));
   for (u32 i = 0; i < layout_.nodes; ++i) {
     const u64 node = load_le<u64>(&pointers[u64{i} * 8]);
     if (node != 0) VMSIEVE_TRY(read_node(i, GuestVirtual{node}));
@@ -157,8 +160,9 @@ std::optional<std::size_t> Zones::group_of(Pfn pfn) const {
   return static_cast<std::size_t>(std::prev(after) - groups.begin());
 }
 
-Result<Zones> read_zones(const GuestMemory& memory, PageTableRoot tables, const PageLayout& layout) {
-  auto read = ZoneReader(memory, tables, layout).read_all();
+Result<Zones> read_zones(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout,
+                         std::span<const NodePlace> nodes) {
+  auto read = ZoneReader(memory, tables, layout).read_all(nodes);
   if (!read.ok()) return read.error().with_context("reading the guest's memory zones");
   std::vector<Zone>& zones = *read;
   if (zones.empty()) return Error(ErrorKind::kUnsupported, "the guest's nodes have no memory zone");
@@ -173,8 +177,9 @@ Result<Zones> read_zones(const GuestMemory& memory, PageTableRoot tables, const 
   std::size_t parts = 0;
   for (const Zone& zone : zones) {
     result.addresses.push_back(zone.address);
-    const PfnRange span =
-        told_apart ? PfnRange{Pfn{*zone.start_pfn}, zone.spanned_pages} : PfnRange{Pfn{0}, kPfnLimit};
+    const PfnRange span = told_apart ? PfnRange{Pfn{*zone.start_pfn << layout.frame_shift()},
+                                                zone.spanned_pages << layout.frame_shift()}
+                                     : PfnRange{Pfn{0}, kPfnLimit};
     if (result.groups.empty() || span.first.value >= result.groups.back().span.end()) {
       result.groups.push_back({{}, span, {}});
       parts = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/qemu/machine.h"
 
+#include "vmsieve/qemu/arm64_vcpus.h"
 #include "vmsieve/qemu/monitor_text.h"
 
 namespace vmsieve {
@@ -13,11 +14,48 @@ Error no_sense(std::string_view command) {
   return make_error(ErrorKind::kDamaged, "QEMU's answer to {} lacks what it must hold", command);
 }
 
+/// Where the vCPUs that run kernel code are in physical memory. A guest that runs on may leave any of
+/// it behind between the questions.
+Result<void> ask_physical(QmpClient& qmp, std::vector<Arm64Vcpu>& vcpus) {
+  for (Arm64Vcpu& vcpu : vcpus) {
+    if (vcpu.exception_level() != 1) continue;
+    VMSIEVE_ASSIGN(const Json reply, qmp.execute("human-monitor-command",
+                                                 Json{{"command-line", fmt::format("gva2gpa {:#x}", vcpu.pc)},
+                                                      {"cpu-index", vcpu.index}}));
+    if (reply.is_string()) vcpu.pc_physical = parse_gva2gpa(reply.get_ref<const std::string&>());
+  }
+  return {};
+}
+
+Result<Vcpus> read_arm64_vcpus(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const RunState state, read_run_state(qmp));
+  VMSIEVE_ASSIGN(const std::string text, qmp.human("info registers -a"));
+  VMSIEVE_ASSIGN(std::vector<Arm64Vcpu> vcpus, parse_arm64_registers(text));
+  if (state.running) {
+    VMSIEVE_TRY(ask_physical(qmp, vcpus));
+  } else {
+    // On a running machine this would stop it.
+    VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, save_device_state(qmp));
+    add_arm64_system_registers(device_state, vcpus);
+  }
+  return Vcpus{std::move(vcpus)};
+}
+
 }  // namespace
 
-Result<std::vector<VcpuState>> read_vcpus(QmpClient& qmp) {
-  VMSIEVE_ASSIGN(const std::string text, qmp.human("info registers -a"));
-  return parse_info_registers(text);
+Result<Vcpus> read_vcpus(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json target, qmp.execute("query-target"));
+  const std::string architecture = json_string(target, "arch");
+  if (architecture.empty()) return no_sense("query-target");
+  if (architecture == "aarch64") return read_arm64_vcpus(qmp);
+  if (architecture == "x86_64" || architecture == "i386") {
+    VMSIEVE_ASSIGN(const std::string text, qmp.human("info registers -a"));
+    VMSIEVE_ASSIGN(std::vector<X86Vcpu> vcpus, parse_info_registers(text));
+    return Vcpus{std::move(vcpus)};
+  }
+  VMSIEVE_ASSIGN(const Json vcpus, qmp.execute("query-cpus-fast"));
+  if (!vcpus.is_array()) return no_sense("query-cpus-fast");
+  return Vcpus{UnknownVcpus{architecture, vcpus.size()}};
 }
 
 Result<std::string> read_machine_type(QmpClient& qmp) {

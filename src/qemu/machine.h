@@ -18,8 +18,11 @@ namespace vmsieve {
 /// QEMU 8.1 or so), QEMU's own RAMBlock structures found in its heap.
 Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid);
 
-/// Registers of every vCPU (`info registers -a`). Exact when the guest is stopped.
-Result<std::vector<VcpuState>> read_vcpus(QmpClient& qmp);
+/// Registers of every vCPU, of the kind that the emulator's architecture has (`query-target`); exact
+/// when the guest is stopped. x86: `info registers -a`. arm64: the same, and of a stopped guest the
+/// system registers, from the device state (milliseconds), of a running one `gva2gpa` at each vCPU that
+/// runs kernel code. Others: their number (`query-cpus-fast`).
+Result<Vcpus> read_vcpus(QmpClient& qmp);
 
 /// Versioned machine type, for example "pc-q35-7.2" (`qom-get /machine type`).
 Result<std::string> read_machine_type(QmpClient& qmp);

@@ -123,7 +123,7 @@ std::optional<FlatRange> parse_flat_range(std::string_view line) {
 
 /// Registers of one vCPU as they come; each must be there once it is complete.
 struct RegisterSet {
-  VcpuState state;
+  X86Vcpu state;
   std::optional<u64> cr0, cr3, cr4, efer, rip, cs_base, cpl, smm, hlt;
 
   bool complete() const { return cr0 && cr3 && cr4 && efer && rip && cs_base && cpl && smm && hlt; }
@@ -145,12 +145,12 @@ void RegisterSet::take_word(std::string_view word) {
   if (name == "HLT") hlt = value;
 }
 
-Result<VcpuState> finish(const RegisterSet& set) {
+Result<X86Vcpu> finish(const RegisterSet& set) {
   if (!set.complete() || *set.cpl > 3) {
     return make_error(ErrorKind::kDamaged, "QEMU's 'info registers -a' lacks a control register of vCPU {}",
                       set.state.index);
   }
-  VcpuState state = set.state;
+  X86Vcpu state = set.state;
   state.cr0 = *set.cr0;
   state.cr3 = *set.cr3;
   state.cr4 = *set.cr4;
@@ -252,14 +252,14 @@ Result<HostAnswer> parse_gpa2hva(std::string_view text) {
   return HostAnswer{std::string{line.substr(open + 2, close - open - 2)}, HostVirtual{*value}};
 }
 
-Result<std::vector<VcpuState>> parse_info_registers(std::string_view text) {
+Result<std::vector<X86Vcpu>> parse_info_registers(std::string_view text) {
   constexpr std::string_view kCpu = "CPU#";
   constexpr std::string_view kCs = "CS =";
-  std::vector<VcpuState> vcpus;
+  std::vector<X86Vcpu> vcpus;
   std::optional<RegisterSet> current;
   const auto close_current = [&]() -> Result<void> {
     if (!current) return {};
-    VMSIEVE_ASSIGN(const VcpuState state, finish(*current));
+    VMSIEVE_ASSIGN(const X86Vcpu state, finish(*current));
     vcpus.push_back(state);
     return {};
   };

@@ -110,15 +110,15 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       memory.patch(target.start + offset + i, bytes[at + 5 + i]);
     }
   }
-  const VcpuState vcpu = guest().vcpu();
+  const X86Vcpu vcpu = guest().vcpu();
   // The first byte: whether the kernel is looked for (slow), or the known one is used.
   std::optional<LinuxKernel> kernel;
   if ((data[0] & 7) == 0) {
-    auto live = find_linux_kernel(memory, {&vcpu, 1});
+    auto live = find_linux_kernel(memory, std::vector{vcpu});
     if (live.ok()) kernel = *std::move(live);
   } else {
     kernel = known;
-    (void)kernel->prove_live(memory, {&vcpu, 1});
+    (void)kernel->prove_live(memory, std::vector{vcpu});
   }
   if (kernel) {
     const auto found = find_free_pages(memory, *kernel, {.threads = 1});

@@ -14,20 +14,34 @@ namespace vmsieve::testing {
 struct FakeZone {
   u32 node = 0;
   u32 index = 0;
-  PfnRange span;
+  PfnRange span;  ///< in the kernel's own pages
 };
 
 struct FakeGuestOptions {
   u32 levels = 4;
-  bool small_vmemmap_pages = false;     ///< vmemmap mapped by 4 KiB entries
-  bool new_usage_layout = true;         ///< a struct rcu_head before the subsection bitmap
-  bool mem_section_by_pointer = false;  ///< SYMBOL(mem_section) is the pointer's address
+  std::optional<Arm64Translation> arm64{};  ///< an arm64 guest; none: an x86-64 guest with `levels`
+  bool small_vmemmap_pages = false;         ///< vmemmap mapped by 4 KiB entries
+  bool new_usage_layout = true;             ///< a struct rcu_head before the subsection bitmap
+  bool mem_section_by_pointer = false;      ///< SYMBOL(mem_section) is the pointer's address
   u64 section_shift = 24;
   u64 page_bytes = 64;
   u32 buddy_type = 0xf000'0000;
   std::vector<FakeZone> zones{{0, 0, {Pfn{0x1}, 0xfff}}, {0, 1, {Pfn{0x1000}, 0x2000}}};
   std::vector<PfnRange> ram{{Pfn{0}, 0xa0}, {Pfn{0x100}, 0x2f00}};  // 48 MiB with a hole below 1 MiB
 };
+
+/// An arm64 guest of 48 MiB: its zones in its own pages.
+inline FakeGuestOptions arm64_options(Arm64Translation translation = {}) {
+  FakeGuestOptions options;
+  options.arm64 = translation;
+  const u64 shift = translation.page_shift - kPageShift;
+  options.small_vmemmap_pages = shift != 0;
+  if (translation.page_shift == 16) options.section_shift = 26;  // the longest free block must fit
+  options.zones = {{0, 0, {Pfn{0x100U >> shift}, 0xf00U >> shift}},
+                   {0, 2, {Pfn{0x1000U >> shift}, 0x2000U >> shift}}};
+  options.ram = {{Pfn{0x100}, 0x2f00}};
+  return options;
+}
 
 /// A Linux kernel made by hand in 48 MiB of fake guest memory: VMCOREINFO as data page and as note,
 /// page tables, memory sections, struct pages, nodes and zones, all consistent. Pages are in use
@@ -36,11 +50,18 @@ class FakeGuest {
  public:
   explicit FakeGuest(FakeGuestOptions options = {}) : options_(std::move(options)), memory_(options_.ram) {
     // Kernel text and data, then everything that boot would have allocated.
-    tables_ = std::make_unique<FakeTables>(memory_, options_.levels, Pfn{kTopPfn}, Pfn{0x1300});
-    tables_->map_range(GuestVirtual{kStartKernelMap + 0x100'0000}, GuestPhysical{kPhysBase + 0x100'0000},
-                       4 * kMiB, 21);
-    tables_->map_range(direct(GuestPhysical{0}), GuestPhysical{0}, 48 * kMiB, 21);
-    tables_->map_range(vmemmap(), kStructPages, 2 * kMiB, options_.small_vmemmap_pages ? 12 : 21);
+    if (options_.arm64) {
+      tables_ = std::make_unique<FakeTables>(memory_, *options_.arm64, Pfn{kTopPfn}, Pfn{0x1300});
+    } else {
+      tables_ = std::make_unique<FakeTables>(memory_, options_.levels, Pfn{kTopPfn}, Pfn{0x1300});
+    }
+    // Blocks of 2 MiB are what x86 and arm64 with 4 KiB pages have; other granules get single pages.
+    const u32 shift = page_shift() == 12 ? 21 : page_shift();
+    tables_->map_range(image(GuestPhysical{kPhysBase + 0x100'0000}), GuestPhysical{kPhysBase + 0x100'0000},
+                       4 * kMiB, shift);
+    tables_->map_range(direct(GuestPhysical{0}), GuestPhysical{0}, 48 * kMiB, shift);
+    tables_->map_range(vmemmap(), kStructPages, 2 * kMiB, options_.small_vmemmap_pages ? page_shift() : 21);
+    if (options_.arm64) tables_->map(kVectors, kVectorsPage, page_shift());
     make_struct_pages();
     make_sections();
     make_nodes();
@@ -65,11 +86,22 @@ class FakeGuest {
   static constexpr GuestPhysical kProcessTop{0x116'0000};   // an even and an odd page
   static constexpr u64 kZoneBytes = 1024, kNodeBytes = 4160, kFreeAreaBytes = 72, kFreeAreaOffset = 128;
 
+  // arm64: where the exception vectors are mapped by the kernel's tables and by tramp_pg_dir.
+  static constexpr GuestVirtual kVectors{0xffff'fdff'fe00'0000};
+  static constexpr GuestPhysical kVectorsPage{0x121'0000 + 0x10'0000};
+  static constexpr u64 kImageOffset = 0xffff'8000'1000'0000;  // arm64, kimage_voffset
+
+  u32 page_shift() const { return options_.arm64 ? options_.arm64->page_shift : 12; }
+  GuestVirtual image(GuestPhysical physical) const {
+    return GuestVirtual{physical.value + (options_.arm64 ? kImageOffset : kStartKernelMap - kPhysBase)};
+  }
   GuestVirtual direct(GuestPhysical physical) const {
+    if (options_.arm64) return GuestVirtual{0xffff'0000'0000'0000 + physical.value};
     return GuestVirtual{(options_.levels == 5 ? 0xff11'0000'0000'0000 : 0xffff'8880'0000'0000) +
                         physical.value};
   }
   GuestVirtual vmemmap() const {
+    if (options_.arm64) return GuestVirtual{0xffff'fc00'0000'0000};
     return GuestVirtual{options_.levels == 5 ? 0xffd4'0000'0000'0000 : 0xffff'ea00'0000'0000};
   }
   GuestPhysical struct_page(u64 pfn) const { return kStructPages + pfn * options_.page_bytes; }
@@ -82,17 +114,23 @@ class FakeGuest {
     return zone(i) + kFreeAreaOffset + order * kFreeAreaBytes + 64;
   }
 
+  GuestPhysical free_list(std::size_t i, u64 order, u64 type) const {
+    return zone(i) + kFreeAreaOffset + order * kFreeAreaBytes + type * 16;
+  }
+
   FakeMemory& memory() { return memory_; }
   FakeTables& tables() { return *tables_; }
   const FakeGuestOptions& options() const { return options_; }
 
   // ---- what a test changes ----
-  /// Marks [pfn, pfn + 2^order) as a free block and counts it in its zone.
+  /// Marks [pfn, pfn + 2^order) (in the kernel's pages) as a free block, counts it in its zone and links
+  /// it into one of the zone's free lists.
   void free_block(u64 pfn, u64 order) {
     flag_block(pfn, order);
     for (std::size_t i = 0; i < options_.zones.size(); ++i) {
       if (!options_.zones[i].span.contains(Pfn{pfn})) continue;
       memory_.write_le(nr_free(i, order), memory_.read_u64(nr_free(i, order)) + 1);
+      link(struct_page(pfn) + 8, free_list(i, order, pfn % 3));
       return;
     }
   }
@@ -136,8 +174,9 @@ class FakeGuest {
 
   // ---- what the code under test is given ----
   /// A vCPU in user mode under a process's tables; of a pair when page-table isolation is on.
-  VcpuState vcpu(u32 index = 0) const {
-    VcpuState state;
+  X86Vcpu vcpu(u32 index = 0) const {
+    VMSIEVE_CHECK(!options_.arm64);
+    X86Vcpu state;
     state.index = index;
     state.cr0 = 0x8005'0033;
     state.cr3 = kProcessTop.value | 0x5;  // a PCID
@@ -146,6 +185,17 @@ class FakeGuest {
     state.rip = 0x40'1000;
     state.cpl = 3;
     return state;
+  }
+  /// The same of an arm64 guest, without page-table isolation.
+  Arm64Vcpu arm64_vcpu(u32 index = 0) const {
+    const Arm64Translation& t = *options_.arm64;
+    const u64 tg1 = t.page_shift == 12 ? 2 : t.page_shift == 14 ? 1 : 3;
+    Arm64System system;
+    system.sctlr_el1 = 0x3'4f4d'91d;
+    system.tcr_el1 = 16 | u64{64 - t.va_bits} << 16 | tg1 << 30 | u64{5} << 32 | u64{t.lpa2} << 59;
+    system.ttbr1_el1 = (kTopPfn << kPageShift) | u64{0x1b} << 48 | 1;
+    system.vbar_el1 = image(GuestPhysical{kPhysBase + 0x100'0800}).value;
+    return {index, 0x40'1000, 0, std::nullopt, system};
   }
   LinuxKernel kernel() const {
     auto info = VmcoreInfo::parse(text());
@@ -165,6 +215,22 @@ class FakeGuest {
     write_data_page(kDataPage, text());
     write_note(kNotePages, text());
   }
+  /// list_add() at the physical address of a list_head.
+  void link(GuestPhysical entry, GuestPhysical head) {
+    const GuestVirtual next{memory_.read_u64(head)};
+    memory_.write_le(entry, next.value);
+    memory_.write_le(entry + 8, list_virtual(head).value);
+    memory_.write_le(list_physical(next) + 8, list_virtual(entry).value);
+    memory_.write_le(head, list_virtual(entry).value);
+  }
+  GuestVirtual list_virtual(GuestPhysical at) const {
+    return at >= kStructPages ? vmemmap() + (at - kStructPages) : direct(at);
+  }
+  GuestPhysical list_physical(GuestVirtual at) const {
+    if (at >= vmemmap() && at - vmemmap() < 2 * kMiB) return kStructPages + (at - vmemmap());
+    return GuestPhysical{at - direct(GuestPhysical{0})};
+  }
+  void make_architecture_keys();
   std::string hex(GuestVirtual address) const { return fmt::format("{:x}", address.value); }
 
   FakeGuestOptions options_;
@@ -174,7 +240,7 @@ class FakeGuest {
 };
 
 inline void FakeGuest::make_struct_pages() {
-  for (u64 pfn = 0; pfn < 0x3000; ++pfn) set_page(pfn, 1, ~u32{0}, 0);
+  for (u64 pfn = 0; pfn < (48 * kMiB) >> page_shift(); ++pfn) set_page(pfn, 1, ~u32{0}, 0);
 }
 
 inline void FakeGuest::make_sections() {
@@ -197,6 +263,13 @@ inline void FakeGuest::make_nodes() {
     memory_.write_le(zone(i) + 88, z.span.count / 2);   // managed
     memory_.write_le(zone(i) + 96, z.span.count);       // spanned
     memory_.write_le(zone(i) + 104, z.span.count - 1);  // present
+    for (u64 order = 0; order < 11; ++order) {
+      for (u64 type = 0; type < 4; ++type) {
+        const GuestPhysical list = free_list(i, order, type);
+        memory_.write_le(list, direct(list).value);
+        memory_.write_le(list + 8, direct(list).value);
+      }
+    }
     u64 start = ~u64{0};
     u64 end = 0;
     u32 highest = 0;
@@ -209,15 +282,16 @@ inline void FakeGuest::make_nodes() {
     memory_.write_le(node(z.node) + 4096, highest + 1);
     memory_.write_le(node(z.node) + 4104, start);
     memory_.write_le(node(z.node) + 4120, end - start);
+    memory_.write_le(node(z.node) + 4128, z.node);
   }
 }
 
 inline void FakeGuest::make_keys() {
   keys_ = {
       {"OSRELEASE", "6.12.0-fake"},
-      {"PAGESIZE", "4096"},
-      {"SYMBOL(swapper_pg_dir)", hex(GuestVirtual{kStartKernelMap + kTopPfn * kPageSize - kPhysBase})},
-      {"SYMBOL(_stext)", "ffffffff81000000"},
+      {"PAGESIZE", std::to_string(u64{1} << page_shift())},
+      {"SYMBOL(swapper_pg_dir)", hex(image(Pfn{kTopPfn}.address()))},
+      {"SYMBOL(_stext)", hex(image(GuestPhysical{kPhysBase + 0x100'0000}))},
       {"SYMBOL(mem_section)", hex(direct(options_.mem_section_by_pointer ? kRootsPointer : kRoots))},
       {"LENGTH(mem_section)", "2048"},
       {"SIZE(mem_section)", "16"},
@@ -232,27 +306,41 @@ inline void FakeGuest::make_keys() {
       {"OFFSET(page._refcount)", "52"},
       {"OFFSET(page._mapcount)", "48"},
       {"OFFSET(page.private)", "40"},
+      {"OFFSET(page.lru)", "8"},
       {"OFFSET(pglist_data.node_zones)", "0"},
       {"OFFSET(pglist_data.nr_zones)", "4096"},
       {"OFFSET(pglist_data.node_start_pfn)", "4104"},
       {"OFFSET(pglist_data.node_spanned_pages)", "4120"},
+      {"OFFSET(pglist_data.node_id)", "4128"},
       {"OFFSET(zone.free_area)", std::to_string(kFreeAreaOffset)},
       {"OFFSET(zone.spanned_pages)", "96"},
       {"LENGTH(zone.free_area)", "11"},
       {"LENGTH(free_area.free_list)", "4"},
       {"NUMBER(PG_lru)", "5"},
       {"NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)", std::to_string(static_cast<std::int32_t>(options_.buddy_type))},
-      {"NUMBER(phys_base)", std::to_string(kPhysBase)},
-      {"NUMBER(pgtable_l5_enabled)", options_.levels == 5 ? "1" : "0"},
-      {"SYMBOL(node_data)", hex(direct(kNodeData))},
-      {"LENGTH(node_data)", "64"},
-      {"NUMBER(sme_mask)", "0"},
   };
+  make_architecture_keys();
+}
+
+inline void FakeGuest::make_architecture_keys() {
+  const auto add = [&](const char* key, std::string value) { keys_.emplace_back(key, std::move(value)); };
+  if (options_.arm64) {
+    add("NUMBER(VA_BITS)", std::to_string(options_.arm64->va_bits));
+    add("NUMBER(kimage_voffset)", fmt::format("{:#x}", kImageOffset));
+    add("NUMBER(TCR_EL1_T1SZ)", fmt::format("{:#x}", 64 - options_.arm64->va_bits));
+    return;
+  }
+  add("NUMBER(phys_base)", std::to_string(kPhysBase));
+  add("NUMBER(pgtable_l5_enabled)", options_.levels == 5 ? "1" : "0");
+  add("SYMBOL(node_data)", hex(direct(kNodeData)));
+  add("LENGTH(node_data)", "64");
+  add("NUMBER(sme_mask)", "0");
 }
 
 // The kernel half of the lower page is swapper's; the upper page, which user mode runs under with
 // page-table isolation, has a table of its own in its place.
 inline void FakeGuest::make_processes() {
+  if (options_.arm64) return;
   for (u64 i = 256; i < 512; ++i) {
     memory_.write_le(kProcessTop + i * 8, memory_.read_u64(tables_->root().top + i * 8));
   }

@@ -14,7 +14,7 @@ using ::testing::HasSubstr;
 using vmsieve::testing::FakeGuest;
 using vmsieve::testing::FakeGuestOptions;
 
-Result<void> prove(FakeGuest& guest, std::vector<VcpuState> vcpus) {
+Result<void> prove(FakeGuest& guest, std::vector<X86Vcpu> vcpus) {
   return guest.kernel().prove_live(guest.memory(), vcpus);
 }
 
@@ -25,8 +25,8 @@ std::string reason(const Result<void>& result) {
 }
 
 Result<LinuxKernel> find(FakeGuest& guest) {
-  const VcpuState vcpu = guest.vcpu();
-  return find_linux_kernel(guest.memory(), {&vcpu, 1});
+  const X86Vcpu vcpu = guest.vcpu();
+  return find_linux_kernel(guest.memory(), std::vector{vcpu});
 }
 
 std::string why_not_found(FakeGuest& guest) {
@@ -50,7 +50,7 @@ TEST(ProveLive, AcceptsFiveLevels) {
 
 TEST(ProveLive, AcceptsKernelModeUnderSwapperTables) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr3 = guest.kernel().page_tables().top.value;
   vcpu.cpl = 0;
   vcpu.rip = 0xffff'ffff'8100'1000;
@@ -60,7 +60,7 @@ TEST(ProveLive, AcceptsKernelModeUnderSwapperTables) {
 
 TEST(ProveLive, AcceptsUserTablesOfPageTableIsolation) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr3 |= 1 << 12;
   EXPECT_EQ(reason(prove(guest, {vcpu})), "proved");
 }
@@ -72,14 +72,14 @@ TEST(ProveLive, AcceptsTablesAtAnOddPageWithoutIsolation) {
     guest.memory().write_le(entry + kPageSize, guest.memory().read_u64(entry));
     guest.memory().write_le(entry, u64{0});
   }
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr3 |= 1 << 12;
   EXPECT_EQ(reason(prove(guest, {vcpu})), "proved");
 }
 
 TEST(ProveLive, AcceptsHaltedVcpuWithPagingOffBesideAProvedOne) {
   FakeGuest guest;
-  VcpuState waiting;
+  X86Vcpu waiting;
   waiting.index = 1;
   waiting.halted = true;
   EXPECT_EQ(reason(prove(guest, {guest.vcpu(), waiting})), "proved");
@@ -91,8 +91,9 @@ TEST(ProveLive, RefusesTextThatChanged) {
   FakeGuest guest;
   const LinuxKernel kernel = guest.kernel();
   guest.memory().write_le(FakeGuest::kDataPage + 11, u8{'7'});
-  const VcpuState vcpu = guest.vcpu();
-  EXPECT_THAT(reason(kernel.prove_live(guest.memory(), {&vcpu, 1})), HasSubstr("no longer at 0x1100000"));
+  const X86Vcpu vcpu = guest.vcpu();
+  EXPECT_THAT(reason(kernel.prove_live(guest.memory(), std::vector{vcpu})),
+              HasSubstr("no longer at 0x1100000"));
 }
 
 // ---- check B ----
@@ -113,76 +114,76 @@ TEST(ProveLive, RefusesTablesThatMapKernelTextElsewhere) {
 
 TEST(ProveLive, RefusesForeignTables) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr3 = 0x118'0000;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("does not run under the page tables"));
 }
 
 TEST(ProveLive, RefusesTablesOutsideRam) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr3 = 0x7'0000'0000;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("does not run under the page tables"));
 }
 
 TEST(ProveLive, RefusesWhenOneVcpuOfTwoIsElsewhere) {
   FakeGuest guest;
-  VcpuState other = guest.vcpu(1);
+  X86Vcpu other = guest.vcpu(1);
   other.cr3 = 0x118'0000;
   EXPECT_THAT(reason(prove(guest, {guest.vcpu(), other})), HasSubstr("vCPU 1"));
 }
 
 TEST(ProveLive, RefusesOtherNumberOfLevels) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cr4 |= 1 << 12;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("levels"));
 }
 
 TEST(ProveLive, RefusesSystemManagementMode) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.smm = true;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("system management mode"));
 }
 
 TEST(ProveLive, RefusesFirmware) {
   FakeGuest guest;
-  VcpuState vcpu;
+  X86Vcpu vcpu;
   EXPECT_EQ(reason(prove(guest, {vcpu})), "vCPU 0 runs with paging off: firmware or a boot loader");
 }
 
 TEST(ProveLive, RefusesRunningVcpuWithPagingOffBesideAProvedOne) {
   FakeGuest guest;
-  VcpuState starting;
+  X86Vcpu starting;
   starting.index = 1;
   EXPECT_THAT(reason(prove(guest, {guest.vcpu(), starting})), HasSubstr("vCPU 1 runs with paging off"));
 }
 
 TEST(ProveLive, RefusesWhenAllAreHaltedWithPagingOff) {
   FakeGuest guest;
-  VcpuState vcpu;
+  X86Vcpu vcpu;
   vcpu.halted = true;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("all vCPUs are halted"));
 }
 
 TEST(ProveLive, RefusesThirtyTwoBitMode) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.efer = 0;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("not in 64-bit mode"));
 }
 
 TEST(ProveLive, RefusesPrivilegedCodeInLowerHalf) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cpl = 0;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("privileged code at 0x401000"));
 }
 
 TEST(ProveLive, RefusesPrivilegeLevelsThatLinuxDoesNotUse) {
   FakeGuest guest;
-  VcpuState vcpu = guest.vcpu();
+  X86Vcpu vcpu = guest.vcpu();
   vcpu.cpl = 1;
   EXPECT_THAT(reason(prove(guest, {vcpu})), HasSubstr("privilege level 1"));
 }
@@ -313,8 +314,8 @@ TEST(FindLinuxKernel, SaysWhyCandidatesAreNotAlive) {
 
 TEST(FindLinuxKernel, SaysThatFirmwareRunsWithoutSearching) {
   FakeGuest guest;
-  const VcpuState vcpu;
-  const auto kernel = find_linux_kernel(guest.memory(), {&vcpu, 1});
+  const X86Vcpu vcpu;
+  const auto kernel = find_linux_kernel(guest.memory(), std::vector{vcpu});
   ASSERT_FALSE(kernel.ok());
   EXPECT_EQ(kernel.error().kind(), ErrorKind::kNotFound);
   EXPECT_THAT(kernel.error().message(), HasSubstr("firmware or a boot loader"));

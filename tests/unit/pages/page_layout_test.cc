@@ -10,6 +10,7 @@ namespace vmsieve {
 namespace {
 
 using ::testing::HasSubstr;
+using vmsieve::testing::arm64_options;
 using vmsieve::testing::FakeGuest;
 
 Result<PageLayout> layout_of(const FakeGuest& guest) {
@@ -59,6 +60,33 @@ TEST(PageLayout, KernelWithoutNumaHasOneNode) {
   EXPECT_EQ(layout->node_data, GuestVirtual{0xffffffff82000000});
 }
 
+TEST(PageLayout, KernelThatDoesNotSayWhereItsNodesAreHasNone) {
+  FakeGuest guest(arm64_options());
+  const auto layout = layout_of(guest);
+  ASSERT_TRUE(layout.ok()) << layout.error().message();
+  EXPECT_FALSE(layout->node_data);
+  for (const std::string name : {"pglist_data.node_id", "page.lru"}) {
+    FakeGuest incomplete(arm64_options());
+    incomplete.set_key("OFFSET(" + name + ")", "");
+    EXPECT_THAT(layout_of(incomplete).error().message(), HasSubstr(name));
+  }
+}
+
+TEST(PageLayout, KnowsTheKernelsPageSize) {
+  FakeGuest guest(arm64_options({.page_shift = 14, .va_bits = 48, .lpa2 = false}));
+  const auto layout = layout_of(guest);
+  ASSERT_TRUE(layout.ok()) << layout.error().message();
+  EXPECT_EQ(layout->frames_per_page(), 4u);
+  EXPECT_EQ(layout->pages_per_section(), 1024u);
+  EXPECT_EQ(layout->frames_per_section(), 4096u);
+  guest.set_key("NUMBER(SECTION_SIZE_BITS)", "");
+  EXPECT_EQ(layout_of(guest)->section_shift, 30u);
+}
+
+TEST(PageLayout, RefusesAnotherPageSize) {
+  EXPECT_EQ(layout_with("PAGESIZE", "8192").error().kind(), ErrorKind::kUnsupported);
+}
+
 class NeededKey : public ::testing::TestWithParam<const char*> {};
 
 INSTANTIATE_TEST_SUITE_P(
@@ -70,15 +98,16 @@ INSTANTIATE_TEST_SUITE_P(
                       "OFFSET(pglist_data.nr_zones)", "OFFSET(pglist_data.node_start_pfn)",
                       "OFFSET(pglist_data.node_spanned_pages)", "OFFSET(zone.free_area)",
                       "OFFSET(zone.spanned_pages)", "LENGTH(zone.free_area)", "LENGTH(free_area.free_list)",
-                      "NUMBER(PG_lru)", "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)", "SYMBOL(node_data)",
-                      "LENGTH(node_data)"));
+                      "NUMBER(PG_lru)", "NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)", "LENGTH(node_data)",
+                      "PAGESIZE"));
 
 TEST_P(NeededKey, IsNamedWhenAbsent) {
   const auto layout = layout_with(GetParam(), "");
   ASSERT_FALSE(layout.ok());
   EXPECT_EQ(layout.error().kind(), ErrorKind::kUnsupported);
   const std::string key = GetParam();
-  const auto name = key.substr(key.find('(') + 1, key.size() - key.find('(') - 2);
+  const std::size_t open = key.find('(');
+  const auto name = open == std::string::npos ? key : key.substr(open + 1, key.size() - open - 2);
   EXPECT_THAT(layout.error().message(), HasSubstr(name));
 }
 

@@ -33,7 +33,7 @@ class StructPageScan : public ::testing::TestWithParam<u64> {
   }
   SectionScan scan(u64 first_index = 0) {
     SectionScan found;
-    scan_struct_pages(layout, bytes, first_index, {}, found);
+    scan_struct_pages(layout, {}, bytes, first_index, {}, found);
     return found;
   }
   // The one fault found, when nothing else was.

@@ -13,7 +13,8 @@ using ::testing::HasSubstr;
 using vmsieve::testing::FakeGuest;
 
 Result<Zones> zones_of(FakeGuest& guest) {
-  return read_zones(guest.memory(), guest.tables().root(), *PageLayout::from(guest.kernel().vmcoreinfo()));
+  return read_zones(guest.memory(), guest.tables().root(), *PageLayout::from(guest.kernel().vmcoreinfo()),
+                    {});
 }
 
 TEST(Zones, ReadsSpansAndCounters) {

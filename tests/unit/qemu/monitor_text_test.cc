@@ -145,7 +145,7 @@ TEST(InfoRegisters, LongModeAndRealMode) {
   const auto vcpus = parse_info_registers(kRegisters);
   ASSERT_TRUE(vcpus) << vcpus.error().message();
   ASSERT_EQ(vcpus->size(), 2u);
-  const VcpuState& first = (*vcpus)[0];
+  const X86Vcpu& first = (*vcpus)[0];
   EXPECT_EQ(first.rip, 0xffffffff81c00adfu);
   EXPECT_EQ(first.cr0, 0x80050033u);
   EXPECT_EQ(first.cr3, 0x2a10000u);
@@ -156,7 +156,7 @@ TEST(InfoRegisters, LongModeAndRealMode) {
   EXPECT_TRUE(first.halted);
   EXPECT_FALSE(first.smm);
   EXPECT_TRUE(first.paging() && first.long_mode());
-  const VcpuState& second = (*vcpus)[1];
+  const X86Vcpu& second = (*vcpus)[1];
   EXPECT_EQ(second.index, 1u);
   EXPECT_EQ(second.cs_base, 0xffff0000u);
   EXPECT_TRUE(second.smm);

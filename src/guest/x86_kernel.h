@@ -5,12 +5,14 @@
 #include <span>
 #include <vector>
 
-#include "vmsieve/base/result.h"
-#include "vmsieve/guest/memory.h"
+#include "vmsieve/guest/kernel_image.h"
 #include "vmsieve/guest/vcpu.h"
-#include "vmsieve/guest/x86_paging.h"
 
 namespace vmsieve {
+
+/// The image of an x86-64 kernel. kUnsupported for one with encrypted memory or another page size,
+/// kDamaged when the text makes no sense.
+Result<KernelImage> x86_kernel_image(const VmcoreInfo& info);
 
 /// What one vCPU's CR3 says about the top of kernel space.
 struct VcpuTables {
@@ -31,8 +33,12 @@ struct VcpuTables {
 /// kernel's half of the address space or in user mode. kIncompatible with the reason otherwise: no
 /// vCPU, one in system management mode, one with paging off that is not halted, or none but halted
 /// ones with paging off. A halted one with paging off (it waits for SIPI) is left out of the answer.
-/// `kernel_text` is any address of it: all share one top-level entry.
-Result<std::vector<VcpuTables>> read_vcpu_tables(const GuestMemory& memory, std::span<const VcpuState> vcpus,
-                                                 GuestVirtual kernel_text);
+Result<std::vector<VcpuTables>> read_vcpu_tables(const GuestMemory& memory, std::span<const X86Vcpu> vcpus);
+
+/// Check C, second half. A vCPU whose top-level entry for kernel text points to the same next table
+/// as the kernel's own entry translates every address of kernel text as the kernel does (check B).
+/// kIncompatible naming the vCPU of which that is not so.
+Result<void> check_x86_vcpus(const GuestMemory& memory, const KernelImage& image, std::string_view release,
+                             std::span<const VcpuTables> vcpus);
 
 }  // namespace vmsieve
