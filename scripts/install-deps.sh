@@ -9,7 +9,8 @@ build=(g++ cmake ninja-build pkg-config
        nlohmann-json3-dev libcli11-dev libfmt-dev
        libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev
        libgtest-dev libgmock-dev)
-run=(qemu-system-x86 qemu-utils
+run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
+     gcc-aarch64-linux-gnu libc6-dev-arm64-cross
      fonts-dejavu-core busybox-static cpio xz-utils zstd
      python3 python3-pytest procps strace
      makedumpfile python3-drgn patchelf)

@@ -27,6 +27,12 @@ Usage: scripts/lab.sh WHAT...
   qemu-5.2              from bullseye
   qemu-10.0             from bookworm-backports
   qemu-newest           from trixie-backports, with trixie's libraries
+  arm64                 for guests on arm64: kernel-6.1-arm64 and initramfs-arm64
+  initramfs-arm64
+  kernel-6.1-arm64      from bookworm
+  kernel-16k-arm64      from bookworm-backports; its pages have 16 KiB
+  kernel-newest-arm64   from trixie-backports
+  qemu-10.0-arm64       from bookworm-backports
 
   path           print the lab's folder
 
@@ -71,7 +77,8 @@ apt_in() {
 
 # open_suites NAME STATUS SUITE...: makes the apt of apt_in NAME, with fresh
 # lists. STATUS is the dpkg status file to resolve dependencies against:
-# /dev/null makes only the suites' own packages visible.
+# /dev/null makes only the suites' own packages visible. Packages are amd64
+# ones, or with suites_architecture=arm64 those.
 open_suites() {
     local name=$1 status=$2 suite uri
     shift 2
@@ -94,7 +101,8 @@ Dir::State "$home";
 Dir::State::lists "$home/lists";
 Dir::State::status "$status";
 Dir::Cache "$home/cache";
-APT::Architecture "amd64";
+APT::Architecture "${suites_architecture:-amd64}";
+APT::Architectures { "${suites_architecture:-amd64}"; };
 APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 CONF
@@ -175,6 +183,30 @@ need_kernel() {
     say "kernel $1 is $(<"$home/release")"
 }
 
+# need_kernel_arm64 NAME META SUITE: kernels/NAME-arm64, the newest image that
+# the arm64 package META names.
+need_kernel_arm64() {
+    local name=kernel-$1-arm64 meta=$2 suite=$3 home=$lab/kernels/$1-arm64 image parts
+    [[ -f $home/release ]] && return
+    suites_architecture=arm64 open_suites "$name" /dev/null "$suite"
+    image=$(depends_matching "$name" "$meta" '^linux-image-[0-9]')
+    [[ -n $image ]] || die "$suite has no $meta"
+    mapfile -t parts < <(depends_matching "$name" "$image" '^linux-binary-')
+
+    rm -rf "$making"
+    mkdir -p "$making/home"
+    unpack_packages "$name" "$making/root" "$image" "${parts[@]}"
+    find "$making/root" \( -path '*/boot/vmlinu*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
+         -type f -exec mv {} "$making/home/vmlinuz" \;
+    [[ -f $making/home/vmlinuz ]] || die "$image holds no kernel"
+    echo "${image#linux-image-}" > "$making/home/release"
+
+    rm -rf "$home"
+    mv "$making/home" "$home"
+    close_suites "$name"
+    say "kernel $1 for arm64 is $(<"$home/release")"
+}
+
 # ---- QEMU ------------------------------------------------------------------
 
 # QEMUs unpacked into the lab, beside the machine's own, each with the shared
@@ -208,10 +240,10 @@ need_qemu() {
     say "$("$home/$name" --version | head -n 1)"
 }
 
-# keep_libraries FOLDER PLACE: lets the QEMU unpacked in FOLDER, which is to be moved
+# keep_libraries FOLDER PLACE [PROGRAM]: lets the QEMU unpacked in FOLDER, which is to be moved
 # to PLACE, find its own libraries first, whoever starts it with whatever environment.
 keep_libraries() {
-    local qemu=$1/usr/bin/qemu-system-x86_64 path
+    local qemu=$1/usr/bin/${3:-qemu-system-x86_64} path
     path=$2/usr/lib/x86_64-linux-gnu:$2/lib/x86_64-linux-gnu
     # Not the newer kind of path, which would not hold for the libraries' libraries.
     patchelf --force-rpath --set-rpath "$path" "$qemu"
@@ -220,6 +252,29 @@ keep_libraries() {
     [[ ! -e $1/$loader ]] || patchelf --set-interpreter "$2/$loader" "$qemu"
 }
 
+# The same of the QEMU that runs arm64 guests.
+need_qemu_arm64() {
+    local home=$lab/qemu-10.0-arm64 name=qemu-10.0-arm64
+    "$home/qemu-10.0" --version >/dev/null 2>&1 && return
+    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates bookworm-backports
+    local own=(qemu-system-arm qemu-system-common qemu-system-data ipxe-qemu) libraries
+    mapfile -t libraries < <(
+        apt_in "$name" apt-get install -s -t bookworm-backports "${own[@]}" |
+        sed -nE 's/^Inst (lib[^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
+
+    rm -rf "$making"
+    unpack_packages "$name" "$making/home/root" \
+                    -t bookworm-backports "${own[@]}" "${libraries[@]}"
+    write_qemu_wrapper "$making/home/qemu-10.0" qemu-system-aarch64
+    keep_libraries "$making/home/root" "$home/root" qemu-system-aarch64
+    rm -rf "$home"
+    mv "$making/home" "$home"
+    "$home/qemu-10.0" --version >/dev/null || die "the unpacked QEMU 10.0 for arm64 does not run"
+    close_suites "$name"
+    say "$("$home/qemu-10.0" --version | head -n 1)"
+}
+
+# write_qemu_wrapper FILE [PROGRAM]
 write_qemu_wrapper() {
     # The wrapper is found by its own place. `exec` makes the real binary the
     # process, as with a QEMU installed by a package.
@@ -234,6 +289,7 @@ ipxe=$root/usr/lib/ipxe/qemu
 exec "$root/usr/bin/qemu-system-x86_64" \
     -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$ipxe" "$@"
 WRAPPER
+    [[ -z ${2:-} ]] || sed -i "s/qemu-system-x86_64/$2/" "$1"
     chmod +x "$1"
 }
 
@@ -262,6 +318,33 @@ need_initramfs() {
     mv "$making/initramfs.cpio" "$lab/initramfs.cpio"
     echo "$sources" > "$lab/initramfs.sources"
     say "initramfs built"
+}
+
+# The same for arm64: selfcheck cross-compiled, and the arm64 busybox.
+need_initramfs_arm64() {
+    local guests=$source_dir/tests/guests sources name=initramfs-arm64
+    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./init "$source_dir/scripts/lab.sh" | sha256sum)
+    [[ -f $lab/initramfs-arm64.cpio && -f $lab/initramfs-arm64.sources &&
+       $(<"$lab/initramfs-arm64.sources") == "$sources" ]] && return
+    if [[ ! -f $lab/busybox-arm64 ]]; then
+        suites_architecture=arm64 open_suites "$name" /dev/null bookworm
+        rm -rf "$making"
+        unpack_packages "$name" "$making/busybox" busybox-static
+        mv "$making/busybox/bin/busybox" "$lab/busybox-arm64"
+        close_suites "$name"
+    fi
+    rm -rf "$making"
+    mkdir -p "$making/root"/{bin,dev,proc,sys,tmp,cache}
+    aarch64-linux-gnu-gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
+        -o "$making/root/bin/selfcheck" "$guests"/*.c
+    cp "$lab/busybox-arm64" "$making/root/bin/busybox"
+    ln -s busybox "$making/root/bin/sh"
+    install -m 755 "$guests/init" "$making/root/init"
+    pack_cpio "$making/root" "$making/initramfs.cpio"
+    rm -f "$lab/initramfs-arm64.sources"
+    mv "$making/initramfs.cpio" "$lab/initramfs-arm64.cpio"
+    echo "$sources" > "$lab/initramfs-arm64.sources"
+    say "initramfs for arm64 built"
 }
 
 # ---- main ------------------------------------------------------------------
@@ -293,6 +376,12 @@ need() {
         qemu-10.0)           need_qemu 10.0 /var/lib/dpkg/status "" \
                                        bookworm bookworm-updates bookworm-backports ;;
         qemu-newest)         need_qemu newest /dev/null "" trixie trixie-backports ;;
+        arm64)               need kernel-6.1-arm64; need initramfs-arm64 ;;
+        initramfs-arm64)     need_initramfs_arm64 ;;
+        kernel-6.1-arm64)    need_kernel_arm64 6.1 linux-image-cloud-arm64 bookworm ;;
+        kernel-16k-arm64)    need_kernel_arm64 16k linux-image-arm64-16k bookworm-backports ;;
+        kernel-newest-arm64) need_kernel_arm64 newest linux-image-cloud-arm64 trixie-backports ;;
+        qemu-10.0-arm64)     need_qemu_arm64 ;;
         path)                echo "$lab" ;;
         -h|--help)           usage ;;
         *)                   usage >&2; exit 2 ;;

@@ -8,12 +8,12 @@ import tempfile
 import time
 
 from . import Guest, end_process
-from .guest import MEMORIES
+from .guest import ARCHES, MEMORIES
 
 
 def boot(options, extra):
     folder = options.folder or tempfile.mkdtemp(prefix="vmsieve-guest-")
-    guest = Guest(qemu=options.qemu, machine=options.machine, memory=options.memory,
+    guest = Guest(qemu=options.qemu, arch=options.arch, machine=options.machine, memory=options.memory,
                   mem_mib=options.mem_mib, smp=options.smp, accel=options.accel,
                   kernel=None if options.kernel == "none" else options.kernel,
                   append=options.append, extra=extra, name=options.name or "guest",
@@ -46,7 +46,8 @@ def main():
         "boot", help="boot a guest that goes on running",
         epilog="Arguments after -- go to QEMU.")
     command.add_argument("--qemu", default="7.2", help="7.2, 5.2, 10.0, newest or a path (7.2)")
-    command.add_argument("--machine", default="q35", help="q35, pc, microvm (q35)")
+    command.add_argument("--arch", default="x86_64", choices=ARCHES)
+    command.add_argument("--machine", help="q35, pc, microvm, virt (q35; virt with --arch aarch64)")
     command.add_argument("--memory", default="plain", choices=MEMORIES)
     command.add_argument("--mem-mib", type=int, default=1024, help="guest RAM in MiB (1024)")
     command.add_argument("--smp", type=int, default=2, help="virtual processors (2)")

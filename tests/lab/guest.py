@@ -14,7 +14,8 @@ from .serial import Serial
 
 SYSTEM_QEMU = "/usr/bin/qemu-system-x86_64"
 LAB_QEMUS = ("5.2", "10.0", "newest")
-MACHINES = ("q35", "pc", "microvm")
+MACHINES = ("q35", "pc", "microvm", "virt")
+ARCHES = ("x86_64", "aarch64")
 MEMORIES = ("plain", "unreserved", "memfd", "file", "file-private", "hugetlb", "numa", "numa4")
 
 _numbers = itertools.count(1)
@@ -24,7 +25,10 @@ class Guest:
     """One QEMU with one guest; a context manager that leaves nothing behind.
 
     qemu       '7.2' (the system's), '5.2', '10.0', 'newest' (the lab's) or a path
-    machine    any -machine: 'q35', 'pc', 'microvm', also with options after a comma
+    arch       'x86_64' or 'aarch64'; the latter knows the QEMUs '7.2' and '10.0', the kernels
+               '6.1', '16k' (pages of 16 KiB) and 'newest', and has no drivers
+    machine    any -machine: 'q35', 'pc', 'microvm', 'virt', also with options after a
+               comma; None: the usual one of the architecture
     memory     'plain' anonymous; 'unreserved' the same, and may be more than the host
                has, as long as it is not touched; 'memfd' shared memfd; 'file' shared and 'file-private'
                private file; 'hugetlb' shared memfd of huge pages; 'numa' and 'numa4' two
@@ -46,13 +50,16 @@ class Guest:
     detached   the guest outlives this process
     """
 
-    def __init__(self, qemu="7.2", machine="q35", memory="plain", mem_mib=1024, smp=2,
+    def __init__(self, qemu="7.2", arch="x86_64", machine=None, memory="plain", mem_mib=1024, smp=2,
                  kernel="6.1", append="", selfcheck=None, drivers=False, extra=(),
                  accel="tcg,thread=multi", cpu=None, name=None, vga=False, folder=None, detached=False,
                  hook="", files=None, reboots=False):
         if memory not in MEMORIES:
             raise ValueError(f'memory={memory!r} is none of {", ".join(MEMORIES)}')
-        self.qemu, self.machine, self.memory = qemu, machine, memory
+        if arch not in ARCHES or (drivers and arch != "x86_64"):
+            raise ValueError(f"arch={arch!r}, drivers={drivers!r}: no such guest")
+        self.arch, self.machine = arch, machine or ("q35" if arch == "x86_64" else "virt,gic-version=3")
+        self.qemu, self.memory = qemu, memory
         self.mem_mib, self.smp, self.kernel, self.accel = mem_mib, smp, kernel, accel
         self.append, self.selfcheck, self.extra = append, dict(selfcheck or {}), list(extra)
         self.cpu = cpu or self._default_cpu()
@@ -183,12 +190,16 @@ class Guest:
 
     def qemu_path(self):
         if self.qemu == "7.2":
-            return SYSTEM_QEMU
+            return SYSTEM_QEMU.replace("x86_64", self.arch)
+        if self.qemu == "10.0" and self.arch == "aarch64":
+            return host.lab("qemu-10.0-arm64") / "qemu-10.0-arm64" / "qemu-10.0"
         if self.qemu in LAB_QEMUS:
             return host.lab(f"qemu-{self.qemu}") / f"qemu-{self.qemu}" / f"qemu-{self.qemu}"
         return self.qemu
 
     def _default_cpu(self):
+        if self.arch == "aarch64":
+            return "cortex-a57"  # the machine's own default has 32 bits
         # QEMU 7.2 emulates cmpxchg16b with flags that may be garbage. The slab
         # allocator of kernels from 6.6 on branches on them at once: more than
         # half of the boots of 6.12 ended in a double fault, none without cx16.
@@ -235,7 +246,9 @@ class Guest:
     def _kernel_options(self):
         if self.kernel is None:
             return []
-        image, initramfs = kernel_path(self.kernel), host.lab("initramfs") / "initramfs.cpio"
+        suffix = "" if self.arch == "x86_64" else "-arm64"
+        image = kernel_path(self.kernel, suffix)
+        initramfs = host.lab(f"initramfs{suffix}") / f"initramfs{suffix}.cpio"
         archives = [image.with_name("drivers.cpio")] if self.drivers else []
         if self.hook or self.files:
             archives.append(self._own_files())
@@ -247,7 +260,8 @@ class Guest:
         parameters = " ".join(f"selfcheck.{k}={int(v)}" for k, v in self.selfcheck.items())
         # loglevel: only what the console must show; kernel lines between
         # selfcheck's would tear them apart.
-        line = f"console=ttyS0 loglevel=3 panic=-1 oops=panic {parameters} {self.append}"
+        console = "ttyS0" if self.arch == "x86_64" else "ttyAMA0"
+        line = f"console={console} loglevel=3 panic=-1 oops=panic {parameters} {self.append}"
         return ["-kernel", str(image), "-initrd", str(initramfs),
                 "-append", " ".join(line.split())]
 
@@ -266,8 +280,9 @@ class Guest:
         return archive
 
 
-def kernel_path(kernel):
-    """The image of a kernel of the lab, or of a path."""
+def kernel_path(kernel, suffix=""):
+    """The image of a kernel of the lab, its name without the architecture's suffix, or of a path."""
     if os.path.exists(kernel):
         return pathlib.Path(kernel)
-    return host.lab(f"kernel-{kernel}") / "kernels" / kernel / "vmlinuz"
+    name = kernel + suffix
+    return host.lab(f"kernel-{name}") / "kernels" / name / "vmlinuz"
