@@ -289,7 +289,8 @@ ipxe=$root/usr/lib/ipxe/qemu
 exec "$root/usr/bin/qemu-system-x86_64" \
     -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -L "$ipxe" "$@"
 WRAPPER
-    [[ -z ${2:-} ]] || sed -i "s/qemu-system-x86_64/$2/" "$1"
+    # Of x86 alone, and a folder that is not there would have to be for a restore.
+    [[ -z ${2:-} ]] || sed -i "s/qemu-system-x86_64/$2/; s| -L \"\$root/usr/share/seabios\"||" "$1"
     chmod +x "$1"
 }
 
