@@ -33,8 +33,10 @@ class Machine : public testing::TestWithParam<test::QemuProgram> {
 
 TEST_P(Machine, ReadsEveryVcpu) {
   START({"-M", "q35", "-m", "64", "-smp", "3"});
-  const auto vcpus = read_vcpus(*qmp_);
-  ASSERT_TRUE(vcpus) << vcpus.error().message();
+  const auto read = read_vcpus(*qmp_);
+  ASSERT_TRUE(read) << read.error().message();
+  const auto* vcpus = std::get_if<std::vector<X86Vcpu>>(&*read);
+  ASSERT_NE(vcpus, nullptr);
   ASSERT_EQ(vcpus->size(), 3u);
   for (u32 i = 0; i < 3; ++i) {
     EXPECT_EQ((*vcpus)[i].index, i);
