@@ -47,8 +47,8 @@ struct HostAnswer {
 };
 Result<HostAnswer> parse_gpa2hva(std::string_view text);
 
-/// `info registers -a` of an x86 machine (target/i386/cpu-dump.c): every vCPU, in order. A vCPU that lacks a register is
-/// an error, since leaving one out would be taken for a proof about all of them.
+/// `info registers -a` of an x86 machine (target/i386/cpu-dump.c): every vCPU, in order. A vCPU that lacks a
+/// register is an error, since leaving one out would be taken for a proof about all of them.
 Result<std::vector<X86Vcpu>> parse_info_registers(std::string_view text);
 
 }  // namespace vmsieve

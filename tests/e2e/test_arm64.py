@@ -37,7 +37,8 @@ def round_trip(vmsieve, tmp_path, guest):
     Serial(serial).wait_rounds(5)
 
 
-@pytest.mark.parametrize("memory", ["plain", "memfd", "file", "numa"])
+@pytest.mark.parametrize("memory", ["plain", *(pytest.param(memory, marks=pytest.mark.matrix)
+                                               for memory in ("memfd", "file", "numa"))])
 def test_guest_cannot_tell(vmsieve, tmp_path, memory):
     folder = tmp_path / "guest"
     with Guest(arch="aarch64", memory=memory, folder=folder) as guest:
@@ -46,6 +47,7 @@ def test_guest_cannot_tell(vmsieve, tmp_path, memory):
 
 # Pages of 16 KiB and, with a processor that has them, addresses of 52 bits; without page-table isolation
 # (6.1 on cortex-a57 with randomised addresses has it); another QEMU.
+@pytest.mark.matrix
 @pytest.mark.parametrize("kernel,cpu,qemu,append", [
     ("16k", "cortex-a76", "7.2", ""),
     ("16k", "max", "7.2", ""),
@@ -58,11 +60,13 @@ def test_other_kernels_and_processors(vmsieve, tmp_path, kernel, cpu, qemu, appe
         round_trip(vmsieve, tmp_path, guest)
 
 
+@pytest.mark.matrix
 def test_processors_that_are_off(vmsieve, tmp_path):
     with Guest(arch="aarch64", smp=3, append="maxcpus=2", folder=tmp_path / "guest") as guest:
         round_trip(vmsieve, tmp_path, guest)
 
 
+@pytest.mark.matrix
 def test_omitted_pages_may_hold_anything(vmsieve, tmp_path):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
@@ -107,6 +111,7 @@ def test_firmware_is_saved_in_full(vmsieve, tmp_path):
 
 
 # The vCPUs run at EL2, which is not understood: everything is saved, and the guest runs on from that.
+@pytest.mark.matrix
 def test_kernel_with_virtualization_host_extensions_is_saved_in_full(vmsieve, tmp_path):
     with Guest(arch="aarch64", machine="virt,gic-version=3,virtualization=on", cpu="max", mem_mib=512,
                folder=tmp_path / "guest") as guest:

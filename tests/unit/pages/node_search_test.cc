@@ -17,7 +17,7 @@ using vmsieve::testing::FakeGuest;
 using vmsieve::testing::FakeGuestOptions;
 
 FreePages free_pages(FakeGuest& guest) {
-  auto found = find_free_pages(guest.memory(), guest.kernel(), 2);
+  auto found = find_free_pages(guest.memory(), guest.kernel(), FindOptions{2, nullptr, {}});
   EXPECT_TRUE(found.ok()) << found.error().message();
   return found.ok() ? *std::move(found) : FreePages{};
 }
@@ -126,7 +126,7 @@ TEST(NodeSearch, RefusesMoreEndsThanAnyKernelHas) {
 
 TEST(NodeSearch, GuestWithoutFreeBlocksHasNoNodes) {
   FakeGuest guest(arm64_options());
-  const auto found = find_free_pages(guest.memory(), guest.kernel(), 1);
+  const auto found = find_free_pages(guest.memory(), guest.kernel(), FindOptions{1, nullptr, {}});
   ASSERT_FALSE(found.ok());
   EXPECT_THAT(found.error().message(), HasSubstr("lead to no memory zone"));
 }

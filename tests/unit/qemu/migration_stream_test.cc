@@ -90,7 +90,13 @@ class Reader {
     EXPECT_EQ(take<u32>(), 0x5145564dU);
     EXPECT_EQ(take<u32>(), 3U);
     EXPECT_EQ(take<u8>(), 0x07);
-    return take_text(take<u32>());
+    std::string machine = take_text(take<u32>());
+    // Where pages may have several lengths (arm), a reader that is not told takes another one.
+    EXPECT_EQ(take<u8>(), 0x05);
+    EXPECT_EQ(take_text(take<u8>()), "configuration/target-page-bits");
+    EXPECT_EQ(take<u32>(), 1U);
+    EXPECT_EQ(take<u32>(), 12U);
+    return machine;
   }
 
   Ram read_ram(bool footers = true) {
