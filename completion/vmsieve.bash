@@ -32,11 +32,11 @@ _vmsieve() {
   esac
   local options="--json --quiet --help"
   case "$command" in
-    inspect) options+=" --pages --threads" ;;
-    save) options+=" --store --paused --full --compress --no-introspection --threads --buffer-mib" ;;
+    inspect) options+=" --pages --pause --svg --png --largest --threads" ;;
+    save) options+=" --store --paused --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --eager --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     log | verify | rm) options+=" --store" ;;
-    show) options+=" --store --pages" ;;
+    show) options+=" --store --pages --memory --svg --png --largest" ;;
   esac
   if [[ "$cur" == -* ]]; then
     COMPREPLY=($(compgen -W "$options" -- "$cur"))

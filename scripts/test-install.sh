@@ -17,6 +17,8 @@ project(user LANGUAGES CXX)
 find_package(vmsieve 0.1 REQUIRED)
 add_executable(user user.cc)
 target_link_libraries(user PRIVATE vmsieve::vmsieve)
+add_executable(look look.cc)
+target_link_libraries(look PRIVATE vmsieve::vmsieve)
 EOF
 cat >"$prefix/user/user.cc" <<'EOF'
 #include <cstdio>
@@ -31,7 +33,9 @@ int main() {
   return processes.ok() && !store.ok() ? 0 : 1;
 }
 EOF
+cp "$(dirname "$0")/../examples/look.cc" "$prefix/user"
 cmake -S "$prefix/user" -B "$prefix/user/build" -DCMAKE_PREFIX_PATH="$prefix/usr" >/dev/null
 cmake --build "$prefix/user/build" >/dev/null
 "$prefix/user/build/user"
+"$prefix/user/build/look" /nowhere 2>&1 | grep -q nowhere
 "$prefix/usr/bin/vmsieve" --version
