@@ -77,7 +77,9 @@ if wanted unit; then
   rm -rf build/check/profiles
   LLVM_PROFILE_FILE="$PWD/build/check/profiles/%p.profraw" \
     ctest --test-dir build/check -L unit --output-on-failure -j "$jobs"
-  scripts/coverage.sh build/check 90 guest pages image store
+  scripts/coverage.sh build/check 90 guest image store
+  # What used pages are used for is shown with real guests (tests/e2e/test_inspect.py).
+  scripts/coverage.sh build/check 70 pages
   if ((long)); then
     cmake --preset tsan
     cmake --build --preset tsan -j "$jobs"
@@ -106,7 +108,7 @@ fi
 if wanted guests; then
   step "real guests"
   # Debian's own interpreter: its python3-pytest is what install-deps.sh installed.
-  /usr/bin/python3 -m pytest -q --durations=15 -p no:cacheprovider tests
+  /usr/bin/python3 -m pytest -q -n 2 --dist loadfile --durations=15 -p no:cacheprovider tests
 fi
 
 step "all done"

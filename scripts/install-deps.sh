@@ -12,7 +12,7 @@ build=(g++ cmake ninja-build pkg-config
 run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
      gcc-aarch64-linux-gnu libc6-dev-arm64-cross
      fonts-dejavu-core busybox-static cpio xz-utils zstd
-     python3 python3-pytest procps strace
+     python3 python3-pytest python3-pytest-xdist procps strace
      makedumpfile python3-drgn patchelf)
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.

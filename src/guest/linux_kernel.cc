@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "vmsieve/guest/arm64_kernel.h"
+#include "vmsieve/guest/vmcoreinfo_pointer.h"
 #include "vmsieve/guest/vmcoreinfo_search.h"
 #include "vmsieve/guest/x86_kernel.h"
 
@@ -113,6 +114,20 @@ Result<LinuxKernel> try_candidate(const GuestMemory& memory, const VmcoreInfoCan
   return kernel;
 }
 
+// The kernel that the first vCPU's own page tables map, when it says itself where its VMCOREINFO is and
+// passes. No search through all of memory, and no text that somebody else put there.
+std::optional<LinuxKernel> try_pointer(const GuestMemory& memory, const Evidence& evidence) {
+  const auto* x86 = std::get_if<std::vector<VcpuTables>>(&evidence);
+  if (x86 == nullptr || x86->empty()) return std::nullopt;
+  for (const PageTableRoot& tables : x86->front().roots()) {
+    const auto candidate = follow_vmcoreinfo_pointer(memory, tables);
+    if (!candidate.ok()) continue;
+    auto kernel = try_candidate(memory, *candidate, evidence);
+    if (kernel.ok()) return *std::move(kernel);
+  }
+  return std::nullopt;
+}
+
 // The data page holds at most the beginning of what the note holds.
 bool same_text(std::string_view a, std::string_view b) { return a.starts_with(b) || b.starts_with(a); }
 
@@ -173,6 +188,7 @@ Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vc
   if (!evidence.ok()) {
     return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", evidence.error().message());
   }
+  if (auto pointed = try_pointer(memory, *evidence)) return *std::move(pointed);
   VMSIEVE_ASSIGN(const auto candidates, search_vmcoreinfo(memory, kSearchThreads));
   std::optional<LinuxKernel> live;
   std::vector<std::string> reasons;

@@ -51,12 +51,13 @@ class LinuxKernel {
   GuestPhysical vmcoreinfo_address_;
 };
 
-/// Searches all resident RAM for VMCOREINFO and returns the kernel that passes seems_live(). Should
-/// two that speak of different kernels pass, neither is believed: the text can be put into a guest's
-/// memory by anybody in it. May run for tenths of a second (4 GiB) on two threads, with a few MiB of
-/// memory: call it while the guest runs. What the vCPUs' registers point to is read at once, before
-/// the search, for the tables of a process may be gone after it. kNotFound with one sentence on why
-/// when there is none (no VMCOREINFO, or candidates that are not alive).
+/// The kernel that the first vCPU's page tables map, if its own names say where its VMCOREINFO is and it
+/// passes seems_live(): tens of milliseconds (x86-64). Else searches all resident RAM for VMCOREINFO and
+/// returns the kernel that passes. Should two that speak of different kernels pass, neither is believed: the
+/// text can be put into a guest's memory by anybody in it. May run for tenths of a second (4 GiB) on two
+/// threads, with a few MiB of memory: call it while the guest runs. What the vCPUs' registers point to is
+/// read at once, before the search, for the tables of a process may be gone after it. kNotFound with one
+/// sentence on why when there is none (no VMCOREINFO, or candidates that are not alive).
 Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vcpus);
 
 }  // namespace vmsieve

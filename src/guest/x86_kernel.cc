@@ -76,6 +76,14 @@ Result<KernelImage> x86_kernel_image(const VmcoreInfo& info) {
   return image;
 }
 
+std::vector<PageTableRoot> VcpuTables::roots() const {
+  const GuestPhysical top{cr3 & kCr3AddressMask};
+  std::vector<PageTableRoot> roots{x86_page_tables(top, levels)};
+  if ((top.value & kPtiUserBit) != 0)
+    roots.push_back(x86_page_tables(GuestPhysical{top.value & ~kPtiUserBit}, levels));
+  return roots;
+}
+
 Result<std::vector<VcpuTables>> read_vcpu_tables(const GuestMemory& memory, std::span<const X86Vcpu> vcpus) {
   if (vcpus.empty()) return Error(ErrorKind::kIncompatible, "the guest shows no vCPU");
   std::vector<VcpuTables> tables;

@@ -27,6 +27,8 @@ struct VcpuTables {
   std::optional<GuestPhysical> kernel_half;
 
   bool reaches(GuestPhysical table) const { return raw == table || kernel_half == table; }
+  /// The page tables that may be the kernel's: CR3 as it is, and with bit 12 cleared where it is set.
+  std::vector<PageTableRoot> roots() const;
 };
 
 /// First half of check C: each vCPU must run under an operating system in 64-bit mode, in the

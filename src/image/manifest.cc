@@ -270,10 +270,12 @@ std::string encode_manifest(const Manifest& manifest) {
                            {"reason", json_text(manifest.introspection.reason)},
                            {"classify_ms", finite(manifest.introspection.classify_ms)}};
   const FreeKindCounts& counts = manifest.introspection.free_pages;
-  json["introspection"]["free_pages"] = {{"buddy", counts.buddy},
-                                         {"per_cpu", counts.per_cpu},
-                                         {"hugetlb", counts.hugetlb},
-                                         {"offline", counts.offline}};
+  if (counts.buddy != 0 || counts.per_cpu != 0 || counts.hugetlb != 0 || counts.offline != 0) {
+    json["introspection"]["free_pages"] = {{"buddy", counts.buddy},
+                                           {"per_cpu", counts.per_cpu},
+                                           {"hugetlb", counts.hugetlb},
+                                           {"offline", counts.offline}};
+  }
   if (!manifest.introspection.vmcoreinfo.empty()) {
     json["introspection"]["vmcoreinfo"] = {{"address", manifest.introspection.vmcoreinfo_address},
                                            {"text", json_text(manifest.introspection.vmcoreinfo)}};

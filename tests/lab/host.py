@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests need of the host: processes, time, huge pages, the lab's files."""
 
+import contextlib
 import ctypes
 import errno
+import fcntl
 import functools
 import os
 import pathlib
 import signal
 import subprocess
+import tempfile
 import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -83,6 +86,10 @@ class HostHugepages:
 
     def __init__(self, mib):
         self.pages = (mib + 1) // 2
+        with self._alone():
+            self._reserve()
+
+    def _reserve(self):
         before = self._read()
         try:
             self._write(before + self.pages)
@@ -96,8 +103,17 @@ class HostHugepages:
             raise Unavailable(f"only {max(got, 0)} of {self.pages} huge pages can be reserved")
 
     def release(self):
-        self._write(max(0, self._read() - self.pages))
+        with self._alone():
+            self._write(max(0, self._read() - self.pages))
         self.pages = 0
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _alone():
+        """Tests in other processes change the same number."""
+        with open(pathlib.Path(tempfile.gettempdir()) / "vmsieve-lab-hugepages.lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def __enter__(self):
         return self

@@ -37,7 +37,7 @@ class UnlistedScan : public ::testing::TestWithParam<u64> {
   }
   SectionScan scan(ScanWants wants = {.unlisted = true, .offline = true}, u64 first_index = 0) {
     SectionScan found;
-    scan_struct_pages(layout, bytes, first_index, wants, found);
+    scan_struct_pages(layout, {}, bytes, first_index, wants, found);
     return found;
   }
   std::vector<u64> unlisted() {
