@@ -77,9 +77,7 @@ if wanted unit; then
   rm -rf build/check/profiles
   LLVM_PROFILE_FILE="$PWD/build/check/profiles/%p.profraw" \
     ctest --test-dir build/check -L unit --output-on-failure -j "$jobs"
-  scripts/coverage.sh build/check 90 guest image store
-  # What used pages are used for is shown with real guests (tests/e2e/test_inspect.py).
-  scripts/coverage.sh build/check 70 pages
+  scripts/coverage.sh build/check 90 guest pages image store
   if ((long)); then
     cmake --preset tsan
     cmake --build --preset tsan -j "$jobs"
