@@ -252,7 +252,7 @@ class Drawing {
       const u64 pages = classes_.of(style.page_class);
       if (pages == 0) continue;
       const double x = kMargin + column * static_cast<double>(at % kLegendColumns);
-      const double row = y + kLegendRow * static_cast<double>(at / kLegendColumns);
+      const double row = y + kLegendRow * row_of(at, kLegendColumns);
       add(rectangle(x, row, 13, 13, kInk));
       add(rectangle(x + 0.7, row + 0.7, 11.6, 11.6, style.color));
       add(text(x + 20, row + 11, 12, kInk, style.name));
@@ -267,8 +267,12 @@ class Drawing {
   u64 pfn_of(const PfnRange& range, u64 cell) const {
     return std::min(range.end(), range.first.value + cell * cell_pages_);
   }
+  static double row_of(u64 at, u64 columns) {
+    const u64 row = at / columns;
+    return static_cast<double>(row);
+  }
   static double x_of(u64 cell) { return kMapLeft + kCell * static_cast<double>(cell % kColumns); }
-  static double y_of(double top, u64 cell) { return top + kCell * static_cast<double>(cell / kColumns); }
+  static double y_of(double top, u64 cell) { return top + kCell * row_of(cell, kColumns); }
   static std::string address_text(u64 address) {
     if (address < kGiB) return fmt::format("{} MiB", address / kMiB);
     return fmt::format("{:.2f} GiB", static_cast<double>(address) / static_cast<double>(kGiB));

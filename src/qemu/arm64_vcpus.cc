@@ -57,13 +57,13 @@ constexpr u64 kHeaderBefore = 5;         // section type, u32 section id
 constexpr u32 kVersion = 22;
 
 // The fields of vmstate_arm_cpu, all big-endian, up to the array of system registers.
-constexpr u64 kRegsBytes = 16 * 4;
-constexpr u64 kXregsBytes = 32 * 8;
+constexpr u64 kRegsBytes = u64{16} * 4;
+constexpr u64 kXregsBytes = u64{32} * 8;
 constexpr u64 kBankedBytes = 4 + 8 * 8 + 8 * 4 + 8 * 4 + 5 * 4 + 5 * 4 + 4 * 8 + 4 * 8;
 // Behind it: exclusive monitor, features, exception, two timers.
 constexpr u64 kBehindBytes = 3 * 8 + 8 + 4 + 4 + 8 + 2 * 8;
 constexpr u64 kMaxSystemRegisters = 8192;
-constexpr u64 kR15Offset = 15 * 4;
+constexpr u64 kR15Offset = u64{15} * 4;
 
 /// How QEMU numbers 64-bit system registers (Linux asm/kvm.h ARM64_SYS_REG, target/arm/kvm-consts.h).
 constexpr u64 sysreg(u64 op0, u64 op1, u64 crn, u64 crm, u64 op2) {
@@ -162,9 +162,7 @@ std::vector<CpuSection> find_sections(std::span<const std::byte> state) {
     const auto offset = static_cast<u64>(at - state.begin());
     ++at;
     if (offset < kHeaderBefore || state[offset - kHeaderBefore] != kFullSection) continue;
-    if (auto section = parse_section(state.subspan(offset + name.size()))) {
-      sections.push_back(*std::move(section));
-    }
+    if (const auto section = parse_section(state.subspan(offset + name.size()))) sections.push_back(*section);
   }
 }
 
