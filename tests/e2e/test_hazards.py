@@ -197,10 +197,11 @@ def test_kdump_kernel(vmsieve, tmp_path, smp):
 
 
 def test_vcpus_in_user_mode_under_page_table_isolation(vmsieve, tmp_path):
-    hook = "/bin/hazard spin &\n/bin/hazard spin &"
+    hook = f"({WHEN_READY}; echo spinning; /bin/hazard spin & /bin/hazard spin) &"
     with Guest(mem_mib=768, smp=2, append="pti=on", hook=hook, selfcheck=SMALL,
                folder=tmp_path / "guest") as guest:
         guest.wait_ready()
+        guest.serial.wait_for("spinning", 60, guest.check_alive)
         in_user_mode = exact = 0
         for _ in range(60 if LONG else 15):
             monitor(guest, "stop")
