@@ -37,5 +37,6 @@ cp "$(dirname "$0")/../examples/look.cc" "$prefix/user"
 cmake -S "$prefix/user" -B "$prefix/user/build" -DCMAKE_PREFIX_PATH="$prefix/usr" >/dev/null
 cmake --build "$prefix/user/build" >/dev/null
 "$prefix/user/build/user"
-"$prefix/user/build/look" /nowhere 2>&1 | grep -q nowhere
+# There is nothing to look at: it must say so.
+{ "$prefix/user/build/look" /nowhere 2>&1 || true; } | grep -q nowhere
 "$prefix/usr/bin/vmsieve" --version
