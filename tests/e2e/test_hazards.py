@@ -92,9 +92,9 @@ def walk(vmsieve, guest, folder, judged):
     return looks
 
 
-BOOTS = [pytest.param("6.1", "nokaslr"), pytest.param("6.12", ""),
+BOOTS = [pytest.param("6.1", "nokaslr"),
          *[pytest.param(kernel, append, marks=pytest.mark.matrix) for kernel, append in [
-             ("6.1", ""), ("6.12", "nokaslr"), ("newest", ""), ("newest", "nokaslr"), ("5.10", "nokaslr")]]]
+             ("6.12", ""), ("6.1", ""), ("6.12", "nokaslr"), ("newest", ""), ("newest", "nokaslr"), ("5.10", "nokaslr")]]]
 MOMENTS = 150 if LONG else 30
 STEP = 0.08 if LONG else 0.3
 
@@ -118,7 +118,7 @@ def test_warm_reset(vmsieve, tmp_path, request, kernel, append):
     assert not looks[0].used  # in the firmware
 
 
-@pytest.mark.parametrize("kernel, append", BOOTS[:1] + BOOTS[2:])
+@pytest.mark.parametrize("kernel, append", BOOTS)
 def test_early_boot(vmsieve, tmp_path, request, kernel, append):
     need_kernel(request, kernel)
     with Guest(kernel=kernel, append=append, mem_mib=512, extra=["-S"], selfcheck=SMALL,
@@ -164,7 +164,7 @@ def free_runs(vmsieve, checkpoint):
             for run in vmsieve.json("show", checkpoint, "--pages")["runs"] if run["class"] == "free"]
 
 
-@pytest.mark.parametrize("smp", [1, 2])
+@pytest.mark.parametrize("smp", [1, pytest.param(2, marks=pytest.mark.matrix)])
 def test_kdump_kernel(vmsieve, tmp_path, smp):
     """A crash kernel runs in its reserve: the first kernel's memory, free or not, is the dump."""
     line = ("console=ttyS0 loglevel=3 panic=-1 nr_cpus=1 reset_devices selfcheck.churn_mib=16 "

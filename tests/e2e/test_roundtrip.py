@@ -74,7 +74,7 @@ def test_every_codec(vmsieve, tmp_path, codec):
 
 
 def test_newer_kernel_with_five_level_page_tables(vmsieve, tmp_path):
-    with Guest(kernel="6.12", mem_mib=1024, smp=2, extra=["-cpu", "max"]) as guest:
+    with Guest(kernel="6.12", mem_mib=1024, smp=2, cpu="max,-cx16") as guest:  # Guest._default_cpu()
         guest.wait_ready()
         saved = vmsieve.save(guest.qmp_path)
         assert saved["introspection"]["used"], saved["introspection"]["reason"]

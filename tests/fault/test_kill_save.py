@@ -56,7 +56,7 @@ def test_killed_at_every_monitor_call(vmsieve, guest, tmp_path):
     assert_unharmed(vmsieve, guest)
     count = len([line for line in trace.read_text().splitlines() if "(" in line and "---" not in line])
     assert count > 20
-    for number in sample(count, 1000 if LONG else 40):
+    for number in sample(count, 1000 if LONG else 20):
         traced_save(vmsieve, guest, "-o", "/dev/null", "-e", f"trace={calls}",
                     "-e", f"inject={calls}:signal=SIGKILL:when={number}")
         assert_unharmed(vmsieve, guest)
@@ -70,7 +70,7 @@ def test_killed_at_every_call_on_the_store(vmsieve, guest, tmp_path):
     assert whole.returncode == 0, whole.stderr
     assert_unharmed(vmsieve, guest)
     count = len([line for line in trace.read_text().splitlines() if "(" in line and "---" not in line])
-    for number in sample(count, 1000 if LONG else 30):
+    for number in sample(count, 1000 if LONG else 20):
         traced_save(vmsieve, guest, "-o", "/dev/null", "-e", f"trace={calls}",
                     "-e", f"inject={calls}:signal=SIGKILL:when={number}")
         assert_unharmed(vmsieve, guest)

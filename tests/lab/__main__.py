@@ -53,7 +53,7 @@ def main():
     command.add_argument("--smp", type=int, default=2, help="virtual processors (2)")
     command.add_argument("--kernel", default="6.1",
                          help="6.1, 6.12, ..., a path, or none: stay in the firmware (6.1)")
-    command.add_argument("--accel", default="tcg,thread=multi")
+    command.add_argument("--accel", default="tcg,thread=single")
     command.add_argument("--append", default="", help="more for the kernel command line")
     command.add_argument("--selfcheck", action="append", default=[], metavar="NAME=N",
                          help="a parameter of the workload, as busy=1")

@@ -41,6 +41,10 @@ class Guest:
     hook       a shell script that the guest runs before selfcheck
     files      {path in the guest: path of a file on the host}, more for its initramfs
     reboots    the guest may reboot; else QEMU ends when it tries
+    accel      an -accel argument. The default runs all vCPUs in one host thread: before QEMU 8.1
+               (commit deba78709a, "Always lock pages before translation") a thread may keep the
+               translation of code that another vCPU has just patched, and kernels that patch
+               their branches then panic now and then
     extra      more QEMU arguments
     cpu        a -cpu argument; None: one that the guest runs well on
     vga        with the machine's default VGA, or (False) without any
@@ -51,7 +55,7 @@ class Guest:
 
     def __init__(self, qemu="7.2", arch="x86_64", machine=None, memory="plain", mem_mib=1024, smp=2,
                  kernel="6.1", append="", selfcheck=None, drivers=False, extra=(),
-                 accel="tcg,thread=multi", cpu=None, name=None, vga=False, folder=None, detached=False,
+                 accel="tcg,thread=single", cpu=None, name=None, vga=False, folder=None, detached=False,
                  hook="", files=None, reboots=False):
         if memory not in MEMORIES:
             raise ValueError(f'memory={memory!r} is none of {", ".join(MEMORIES)}')

@@ -18,7 +18,10 @@ class Qmp:
         self._socket.settimeout(timeout)
         self._socket.connect(str(path))
         self._stream = self._socket.makefile("rb")
-        self.greeting = self._receive()["QMP"]
+        # An event of the moment may come first.
+        while "QMP" not in (message := self._receive()):
+            self.events.append(message)
+        self.greeting = message["QMP"]
         self.execute("qmp_capabilities")
 
     def execute(self, command, **arguments):
