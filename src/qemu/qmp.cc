@@ -70,6 +70,8 @@ Result<std::unique_ptr<QmpClient>> QmpClient::connect(const std::string& path, M
 
 Result<void> QmpClient::handshake(TimePoint deadline) {
   auto greeting = receive(deadline);
+  // An event of the moment may come first (seen with QEMU 7.2).
+  while (greeting && greeting->kind == QmpMessage::Kind::kEvent) greeting = receive(deadline);
   if (!greeting && greeting.error().kind() == ErrorKind::kTimeout) {
     return make_error(ErrorKind::kTimeout,
                       "no greeting from {}: a QMP monitor serves one client at a time, and another one "

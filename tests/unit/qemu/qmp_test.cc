@@ -90,6 +90,16 @@ TEST(Qmp, ReadsTheVersionFromTheGreeting) {
   EXPECT_EQ((*client)->path(), monitor.path());
 }
 
+TEST(Qmp, EventsBeforeTheGreetingArePassedOver) {
+  FakeMonitor monitor{[](FakeMonitor& m) {
+    m.say("{\"event\": \"RESUME\"}\r\n{\"event\": \"STOP\"}\r\n");
+    m.greet();
+  }};
+  const auto client = QmpClient::connect(monitor.path());
+  ASSERT_TRUE(client) << client.error().message();
+  EXPECT_EQ((*client)->version(), "10.0.2");
+}
+
 TEST(Qmp, ReplyInPiecesBetweenEventsIsPutTogether) {
   FakeMonitor monitor{[](FakeMonitor& m) {
     m.greet();
