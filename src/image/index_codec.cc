@@ -201,8 +201,8 @@ Result<void> IndexReader::read_runs(BlockIndex& block, u64 count) {
 Result<MemoryIndex> IndexReader::read() {
   VMSIEVE_TRY(read_header());
   MemoryIndex index;
-  index.ancestors.reserve(ancestors_);
-  for (u64 i = 0; i < ancestors_; ++i) index.ancestors.push_back(take_text(kIdBytes));
+  index.ancestors.resize(ancestors_);
+  for (std::string& ancestor : index.ancestors) ancestor = take_text(kIdBytes);
   VMSIEVE_TRY(read_frames(index));
   for (u64 i = 0; i < blocks_; ++i) VMSIEVE_TRY(read_block(index));
   if (runs_ != 0) return damaged("the blocks have fewer runs than the header says");
