@@ -2,10 +2,11 @@
 #include "vmsieve/guest/kallsyms_search.h"
 
 #include <algorithm>
-#include <functional>
+#include <cstring>
 #include <optional>
 
 #include "vmsieve/base/endian.h"
+#include "vmsieve/guest/mappings.h"
 
 namespace vmsieve {
 namespace {
@@ -17,6 +18,8 @@ constexpr u64 kTokens = 256;
 constexpr u64 kAlignment = 8;  // ALGN of scripts/kallsyms.c on 64 bits
 constexpr u64 kSymbolsPerMarker = 256;
 constexpr u64 kMaxEntryBytes = 514;
+constexpr u64 kSequenceBytes = 3;
+constexpr u64 kMaxTables = 1024;  // 512 lowest ones map the image's GiB
 
 // What is looked at in one image at most, whatever it holds: in a kernel the ten digits stand in a row
 // once or twice, and there is one table of tokens with its index.
@@ -121,30 +124,68 @@ std::optional<u64> walk_names(std::span<const std::byte> image, u64 names, u64 e
   return at - names;
 }
 
-// Names end within 256 entries behind the last marker, padded to 8; before them stands their number,
-// padded to 8 too.
-std::optional<u64> names_before(std::span<const std::byte> image, const Markers& markers) {
+struct Names {
+  u64 count_at = 0;  // where their number stands in the image, a u32
+  u64 begin = 0;
+};
+
+// Names end within 256 entries behind the last marker, padded; before them stands their number, padded to 8
+// too, or since 7.0 right before them.
+std::optional<Names> names_before(std::span<const std::byte> image, const Markers& markers) {
   if (markers.count < 2 || markers.last > markers.begin) return std::nullopt;
   const u64 second = load_le<u32>(&image[markers.begin + 4]);
-  const u64 latest = round_down(markers.begin - markers.last, kAlignment);
+  const u64 latest = round_down(markers.begin - markers.last, 4);
   const u64 earliest = std::max(kAlignment, latest - std::min(latest, kSymbolsPerMarker * kMaxEntryBytes));
-  for (u64 names = latest; names >= earliest; names -= kAlignment) {
-    const u64 count = load_le<u32>(&image[names - kAlignment]);
-    if ((count + kSymbolsPerMarker - 1) / kSymbolsPerMarker != markers.count) continue;
-    if (walk_names(image, names, markers.begin) == second) return names;
+  for (u64 names = latest; names >= earliest; names -= 4) {
+    for (const u64 count_at : {names - kAlignment, names - 4}) {
+      const u64 count = load_le<u32>(&image[count_at]);
+      if ((count + kSymbolsPerMarker - 1) / kSymbolsPerMarker != markers.count) continue;
+      if (walk_names(image, names, markers.begin) == second) return Names{count_at, names};
+    }
+  }
+  return std::nullopt;
+}
+
+// From 6.2 (60443c88f3a8) to 6.3, and where that was taken back to older kernels, three bytes for each symbol
+// stand between the markers and the token table: kallsyms_seqs_of_names. How far back the markers begin then
+// says how many there are. Where the names begin.
+std::optional<Names> names_before_sequences(std::span<const std::byte> image, u64 table) {
+  constexpr u64 kBytesPerMarker = 4 + kSymbolsPerMarker * kSequenceBytes;
+  const auto word = [&](u64 i) { return load_le<u32>(&image[i]); };
+  const auto fits = [&](u64 begin, u64 count) {
+    const u64 sequences = round_up(begin + count * 4, kAlignment);
+    if (sequences >= table) return false;
+    const u64 most = (table - sequences) / kSequenceBytes;
+    const u64 least = most - std::min(most, kAlignment / kSequenceBytes);
+    if (count * kSymbolsPerMarker < least || (count - 1) * kSymbolsPerMarker >= most) return false;
+    for (u64 i = 1; i < count; ++i) {
+      if (word(begin + i * 4) <= word(begin + (i - 1) * 4)) return false;
+    }
+    return true;
+  };
+  const u64 end = round_down(table, 4);
+  const u64 farthest = std::min(end, Kallsyms::kMaxSymbols / kSymbolsPerMarker * kBytesPerMarker);
+  for (u64 back = kBytesPerMarker; back <= farthest; back += 4) {
+    const u64 begin = end - back;
+    if (word(begin) != 0) continue;
+    const u64 about = back / kBytesPerMarker;
+    for (u64 count = std::max<u64>(about, 2); count <= about + 2; ++count) {
+      if (!fits(begin, count)) continue;
+      if (const auto names = names_before(image, {begin, count, word(begin + (count - 1) * 4)})) return names;
+    }
   }
   return std::nullopt;
 }
 
 // The three places where offsets may stand: before the names (up to 6.3), or behind the token index
 // (cf7a8eed8b1e), then with a base or, since 7.0, without one.
-void add_places(std::span<const std::byte> image, GuestVirtual base, u64 names, u64 table, u64 index,
+void add_places(std::span<const std::byte> image, GuestVirtual base, const Names& names, u64 table, u64 index,
                 std::vector<Kallsyms::Place>& out) {
-  const u64 count_at = names - kAlignment;
+  const u64 count_at = names.count_at;
   const u64 offset_bytes = u64{load_le<u32>(&image[count_at])} * 4;
   const u64 behind = index + kTokens * 2;
   const auto place = [&](u64 offsets, std::optional<u64> relative_base) {
-    Kallsyms::Place p{base + count_at, base + names, base + table, base + index, base + offsets, {}};
+    Kallsyms::Place p{base + count_at, base + names.begin, base + table, base + index, base + offsets, {}};
     if (relative_base) p.relative_base = base + *relative_base;
     out.push_back(p);
   };
@@ -157,33 +198,71 @@ void add_places(std::span<const std::byte> image, GuestVirtual base, u64 names, 
 
 void search_piece(std::span<const std::byte> image, GuestVirtual base, Budget& budget,
                   std::vector<Kallsyms::Place>& places) {
-  const auto digits = as_byte_span(kDigits);
-  const std::boyer_moore_horspool_searcher searcher(digits.begin(), digits.end(),
-                                                    [](std::byte b) { return static_cast<std::size_t>(b); });
-  for (auto from = image.begin(); budget.digits > 0 && budget.tables > 0; --budget.digits) {
-    const auto hit = std::search(from, image.end(), searcher);
-    if (hit == image.end()) return;
-    from = hit + 1;
-    const auto table = table_begin(image, static_cast<u64>(hit - image.begin()));
+  u64 from = 0;
+  for (; budget.digits > 0 && budget.tables > 0; --budget.digits) {
+    const void* const hit =
+        ::memmem(image.data() + from, image.size() - from, kDigits.data(), kDigits.size());
+    if (hit == nullptr) return;
+    const auto at = static_cast<u64>(static_cast<const std::byte*>(hit) - image.data());
+    from = at + 1;
+    const auto table = table_begin(image, at);
     if (!table) continue;
     const auto index = index_of(image, *table);
     if (!index) continue;
     --budget.tables;
     const auto markers = markers_before(image, *table);
-    if (!markers) continue;
-    if (const auto names = names_before(image, *markers))
-      add_places(image, base, *names, *table, *index, places);
+    auto names = markers ? names_before(image, *markers) : std::nullopt;
+    if (!names) names = names_before_sequences(image, *table);
+    if (names) add_places(image, base, *names, *table, *index, places);
   }
 }
 
-// Is any of it mapped? Nearly nothing of the image's GiB is, and to ask page by page costs a few reads of
-// another process each. What the image consists of is longer than the distance between the pages asked for.
-bool any_mapped(const GuestMemory& memory, PageTableRoot tables, GuestVirtual large_page) {
-  constexpr u64 kDistance = 128 * kKiB;
-  for (u64 at = 0; at < kLargePage; at += kDistance) {
-    if (translate(memory, tables, large_page + at).ok()) return true;
+// A run of the image that is contiguous in both kinds of addresses.
+struct Extent {
+  GuestVirtual address;
+  GuestPhysical physical;
+  u64 bytes = 0;
+};
+
+std::vector<Extent> image_extents(const GuestMemory& memory, const PageTableRoot& tables) {
+  std::vector<Extent> extents;
+  const auto add = [&](GuestVirtual address, PhysicalExtent extent) {
+    const u64 begin = std::max(address.value, kImageBegin.value);
+    const u64 bytes =
+        std::min(extent.bytes - (begin - address.value), kImageBytes - (begin - kImageBegin.value));
+    const GuestPhysical physical = extent.address + (begin - address.value);
+    if (!extents.empty() && extents.back().address.value + extents.back().bytes == begin &&
+        extents.back().physical + extents.back().bytes == physical) {
+      extents.back().bytes += bytes;
+    } else {
+      extents.push_back({GuestVirtual{begin}, physical, bytes});
+    }
+  };
+  walk_mappings(memory, tables, kImageBegin, kImageBegin + (kImageBytes - 1), kMaxTables, {add, {}});
+  return extents;
+}
+
+// Page by page where a part of it cannot be read.
+void read_extent(const GuestMemory& memory, const Extent& extent, std::vector<std::byte>& buffer,
+                 std::vector<ImagePiece>& pieces) {
+  if (pieces.empty() || pieces.back().address + pieces.back().bytes.size() != extent.address) {
+    pieces.push_back({extent.address, {}});
+    pieces.back().bytes.reserve(extent.bytes);  // growing would copy it, and touch twice the memory
   }
-  return translate(memory, tables, large_page + (kLargePage - kPageSize)).ok();
+  for (u64 done = 0; done < extent.bytes;) {
+    const u64 bytes = std::min<u64>(buffer.size(), extent.bytes - done);
+    const std::span<std::byte> out(buffer.data(), bytes);
+    if (memory.read(extent.physical + done, out).ok()) {
+      append_piece(pieces, extent.address + done, out);
+    } else {
+      for (u64 page = 0; page < bytes; page += kPageSize) {
+        const std::span<std::byte> one(buffer.data(), kPageSize);
+        if (memory.read(extent.physical + (done + page), one).ok())
+          append_piece(pieces, extent.address + (done + page), one);
+      }
+    }
+    done += bytes;
+  }
 }
 
 }  // namespace
@@ -197,26 +276,15 @@ std::vector<Kallsyms::Place> find_kallsyms_in(std::span<const std::byte> image, 
 
 Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, PageTableRoot tables,
                                                   u64 max_bytes) {
-  std::vector<ImagePiece> pieces;
+  const std::vector<Extent> extents = image_extents(memory, tables);
   u64 total = 0;
+  for (const Extent& extent : extents) total += extent.bytes;
+  if (total > max_bytes)
+    return make_error(ErrorKind::kUnsupported, "the kernel image is larger than {} MiB", max_bytes / kMiB);
+  std::vector<ImagePiece> pieces;
   std::vector<std::byte> buffer(kLargePage);
-  for (u64 at = 0; at < kImageBytes; at += kLargePage) {
-    const GuestVirtual address = kImageBegin + at;
-    const auto whole = read_virtual(memory, tables, address, buffer);
-    if (whole.ok()) {
-      append_piece(pieces, address, buffer);
-      total += kLargePage;
-    } else if (any_mapped(memory, tables, address)) {
-      for (u64 page = 0; page < kLargePage; page += kPageSize) {
-        const std::span<std::byte> out(buffer.data(), kPageSize);
-        if (!read_virtual(memory, tables, address + page, out).ok()) continue;
-        append_piece(pieces, address + page, out);
-        total += kPageSize;
-      }
-    }
-    if (total > max_bytes)
-      return make_error(ErrorKind::kUnsupported, "the kernel image is larger than {} MiB", max_bytes / kMiB);
-  }
+  for (const Extent& extent : extents) read_extent(memory, extent, buffer, pieces);
+  std::erase_if(pieces, [](const ImagePiece& piece) { return piece.bytes.empty(); });
   if (pieces.empty()) return Error(ErrorKind::kNotFound, "no kernel image is mapped");
   return pieces;
 }

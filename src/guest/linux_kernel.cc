@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "vmsieve/guest/arm64_kernel.h"
+#include "vmsieve/guest/kernel_description.h"
+#include "vmsieve/guest/kernel_symbols.h"
 #include "vmsieve/guest/vmcoreinfo_pointer.h"
 #include "vmsieve/guest/vmcoreinfo_search.h"
 #include "vmsieve/guest/x86_kernel.h"
@@ -54,13 +56,13 @@ struct VcpuCheck {
 
 // Check A again: the text that was found is still there.
 Result<void> check_text(const GuestMemory& memory, const LinuxKernel& kernel) {
-  const std::string& text = kernel.vmcoreinfo().text();
-  std::string now(text.size(), '\0');
-  const auto read = memory.read(kernel.vmcoreinfo_address(), std::as_writable_bytes(std::span{now}));
-  if (!read.ok()) return read.error().with_context("reading VMCOREINFO again");
-  if (now != text) {
-    return make_error(ErrorKind::kIncompatible, "VMCOREINFO of {} is no longer at {:#x}", kernel.release(),
-                      kernel.vmcoreinfo_address().value);
+  const KernelWitness& witness = kernel.witness();
+  std::string now(witness.text.size(), '\0');
+  const auto read = memory.read(witness.address, std::as_writable_bytes(std::span{now}));
+  if (!read.ok()) return read.error().with_context("reading again the text by which the kernel was found");
+  if (now != witness.text) {
+    return make_error(ErrorKind::kIncompatible, "the text by which {} was found is no longer at {:#x}",
+                      kernel.release(), witness.address.value);
   }
   return {};
 }
@@ -114,16 +116,55 @@ Result<LinuxKernel> try_candidate(const GuestMemory& memory, const VmcoreInfoCan
   return kernel;
 }
 
-// The kernel that the first vCPU's own page tables map, when it says itself where its VMCOREINFO is and
-// passes. No search through all of memory, and no text that somebody else put there.
-std::optional<LinuxKernel> try_pointer(const GuestMemory& memory, const Evidence& evidence) {
+// The banner of the kernel with these names, from which its release is known, as far as it is in one page.
+Result<KernelWitness> banner_of(const GuestMemory& memory, const PageTableRoot& tables,
+                                const KernelSymbols& symbols, std::string_view release) {
+  const auto banner = symbols.symbols().address("linux_banner");
+  if (!banner) return Error(ErrorKind::kNotFound, "the kernel has no banner");
+  VMSIEVE_ASSIGN(const GuestPhysical address, translate(memory, tables, *banner));
+  KernelWitness witness{address, fmt::format("Linux version {}", release)};
+  witness.text.resize(std::min<u64>(witness.text.size(), kPageSize - address.value % kPageSize));
+  return witness;
+}
+
+// A kernel whose VMCOREINFO is missing or cut off. `names` are its kallsyms, `written` the beginning of the
+// text if there is one.
+Result<LinuxKernel> describe(const GuestMemory& memory, const PageTableRoot& tables, Kallsyms names,
+                             const std::optional<VmcoreInfo>& written, GuestPhysical written_at) {
+  VMSIEVE_ASSIGN(const KernelSymbols symbols, KernelSymbols::read(memory, tables, std::move(names)));
+  VMSIEVE_ASSIGN(VmcoreInfo info, describe_kernel(memory, tables, symbols, written ? &*written : nullptr));
+  if (written) return LinuxKernel::from_description(std::move(info), {written_at, written->text()});
+  VMSIEVE_ASSIGN(KernelWitness banner, banner_of(memory, tables, symbols, info.release()));
+  return LinuxKernel::from_description(std::move(info), std::move(banner));
+}
+
+Result<LinuxKernel> by_own_names(const GuestMemory& memory, const PageTableRoot& tables, Kallsyms names) {
+  std::optional<VmcoreInfo> written;
+  const auto candidate = follow_vmcoreinfo_pointer(memory, tables, names);
+  if (candidate.ok()) {
+    auto parsed = VmcoreInfo::parse(candidate->text);
+    if (parsed.ok()) written = *std::move(parsed);
+  }
+  if (written && describes_kernel(*written))
+    return LinuxKernel::from_vmcoreinfo(*std::move(written), candidate->address);
+  const GuestPhysical at = candidate.ok() ? candidate->address : GuestPhysical{};
+  return describe(memory, tables, std::move(names), written, at);
+}
+
+// The kernel that the first vCPU's own page tables map, when its own names lead to all that is to be known
+// of it, and it passes. No search through all of memory, and no text that somebody else put there. Of a
+// kernel that has names, the reason why not is one of `reasons`.
+std::optional<LinuxKernel> try_own_names(const GuestMemory& memory, const Evidence& evidence,
+                                         std::vector<std::string>& reasons) {
   const auto* x86 = std::get_if<std::vector<VcpuTables>>(&evidence);
   if (x86 == nullptr || x86->empty()) return std::nullopt;
   for (const PageTableRoot& tables : x86->front().roots()) {
-    const auto candidate = follow_vmcoreinfo_pointer(memory, tables);
-    if (!candidate.ok()) continue;
-    auto kernel = try_candidate(memory, *candidate, evidence);
-    if (kernel.ok()) return *std::move(kernel);
+    auto names = Kallsyms::search(memory, tables);
+    if (!names.ok()) continue;
+    auto kernel = by_own_names(memory, tables, *std::move(names));
+    const auto passes = kernel.ok() ? check_all(memory, *kernel, evidence) : Result<void>(kernel.error());
+    if (passes.ok()) return *std::move(kernel);
+    reasons.push_back(passes.error().message());
   }
   return std::nullopt;
 }
@@ -159,6 +200,11 @@ u64 vcpu_count(const Vcpus& vcpus) {
 }
 
 Result<LinuxKernel> LinuxKernel::from_vmcoreinfo(VmcoreInfo info, GuestPhysical address) {
+  KernelWitness witness{address, info.text()};
+  return from_description(std::move(info), std::move(witness));
+}
+
+Result<LinuxKernel> LinuxKernel::from_description(VmcoreInfo info, KernelWitness witness) {
   // Each architecture prints where its image lies under a name of its own.
   const auto image_of = [&]() -> Result<KernelImage> {
     if (info.number("phys_base")) return x86_kernel_image(info);
@@ -170,7 +216,7 @@ Result<LinuxKernel> LinuxKernel::from_vmcoreinfo(VmcoreInfo info, GuestPhysical 
         info.release());
   };
   VMSIEVE_ASSIGN(const KernelImage image, image_of());
-  return LinuxKernel(std::move(info), image, address);
+  return LinuxKernel(std::move(info), image, std::move(witness));
 }
 
 Result<void> LinuxKernel::prove_live(const GuestMemory& memory, const Vcpus& vcpus) const {
@@ -188,10 +234,10 @@ Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vc
   if (!evidence.ok()) {
     return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", evidence.error().message());
   }
-  if (auto pointed = try_pointer(memory, *evidence)) return *std::move(pointed);
+  std::vector<std::string> reasons;
+  if (auto own = try_own_names(memory, *evidence, reasons)) return *std::move(own);
   VMSIEVE_ASSIGN(const auto candidates, search_vmcoreinfo(memory, kSearchThreads));
   std::optional<LinuxKernel> live;
-  std::vector<std::string> reasons;
   for (const VmcoreInfoCandidate& candidate : candidates) {
     auto kernel = try_candidate(memory, candidate, *evidence);
     if (!kernel.ok()) {
@@ -202,7 +248,7 @@ Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vc
     } else if (!same_text(live->vmcoreinfo().text(), kernel->vmcoreinfo().text())) {
       return make_error(ErrorKind::kNotFound,
                         "two different kernels seem to be alive, {} (VMCOREINFO at {:#x}) and {} (at {:#x})",
-                        live->release(), live->vmcoreinfo_address().value, kernel->release(),
+                        live->release(), live->witness().address.value, kernel->release(),
                         candidate.address.value);
     }
   }

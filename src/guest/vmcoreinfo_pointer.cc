@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/guest/vmcoreinfo_pointer.h"
 
-#include "vmsieve/guest/kallsyms.h"
 #include "vmsieve/guest/kernel_reader.h"
 
 namespace vmsieve {
 
-Result<VmcoreInfoCandidate> follow_vmcoreinfo_pointer(const GuestMemory& memory,
-                                                      const PageTableRoot& tables) {
-  VMSIEVE_ASSIGN(const Kallsyms symbols, Kallsyms::search(memory, tables));
+Result<VmcoreInfoCandidate> follow_vmcoreinfo_pointer(const GuestMemory& memory, const PageTableRoot& tables,
+                                                      const Kallsyms& symbols) {
   const auto variable = symbols.address("vmcoreinfo_data");
   const auto data = variable ? KernelReader(memory, tables).pointer(*variable) : std::nullopt;
   if (!data) return Error(ErrorKind::kNotFound, "the kernel has no VMCOREINFO");

@@ -28,17 +28,19 @@ struct Verdict {
 // Check D: the page that holds VMCOREINFO comes from the page allocator and is never freed
 // (kernel/vmcore_info.c crash_save_vmcoreinfo_init()), so a map in which it is free is not the map of
 // the running kernel. Page by page it has reference count 1 (alloc_pages_exact() splits), no type,
-// and is on no reclaim list, which also tells it from a copy in a file or in a process.
-Result<void> check_vmcoreinfo_page(const GuestMemory& memory, const LinuxKernel& kernel,
-                                   const PageLayout& layout, const std::vector<MemorySection>& sections) {
-  const Pfn pfn{kernel.vmcoreinfo_address()};
+// and is on no reclaim list, which also tells it from a copy in a file or in a process. The same is true of
+// the kernel's image, where its banner is (memmap_init_reserved_pages(), mm/memblock.c).
+Result<void> check_witness_page(const GuestMemory& memory, const LinuxKernel& kernel,
+                                const PageLayout& layout, const std::vector<MemorySection>& sections) {
+  const GuestPhysical witness = kernel.witness().address;
+  const Pfn pfn{witness};
   const auto section = std::find_if(sections.begin(), sections.end(), [&](const MemorySection& s) {
     return PfnRange{s.first, layout.frames_per_section()}.contains(pfn);
   });
   if (section == sections.end()) {
     return make_error(ErrorKind::kIncompatible,
-                      "the page of VMCOREINFO at {:#x} is in no online memory section",
-                      kernel.vmcoreinfo_address().value);
+                      "the page at {:#x} by which the kernel was found is in no online memory section",
+                      witness.value);
   }
   std::vector<std::byte> page(layout.page_bytes);
   const u64 index = (pfn.value - section->first.value) >> layout.frame_shift();
@@ -50,11 +52,18 @@ Result<void> check_vmcoreinfo_page(const GuestMemory& memory, const LinuxKernel&
   if (refcount != 1 || type != ~u32{0} || ((flags >> layout.lru_bit) & 1) != 0) {
     return make_error(
         ErrorKind::kIncompatible,
-        "the page of VMCOREINFO at {:#x} is not in use by the kernel according to the page structures "
-        "(reference count {}, type {:#x}, flags {:#x}): they are not those of the running kernel",
-        kernel.vmcoreinfo_address().value, refcount, type, flags);
+        "the page at {:#x} by which the kernel was found is not in use by the kernel according to the page "
+        "structures (reference count {}, type {:#x}, flags {:#x}): they are not those of the running kernel",
+        witness.value, refcount, type, flags);
   }
   return {};
+}
+
+// A kernel that has not written VMCOREINFO may still be making its page structures: only check G tells.
+Result<void> check_start_is_known(const LinuxKernel& kernel, const FindOptions& options) {
+  if (kernel.has_vmcoreinfo() || (options.allocator != nullptr && options.allocator->system_state)) return {};
+  return Error(ErrorKind::kIncompatible,
+               "the kernel shows neither VMCOREINFO nor whether it is still starting");
 }
 
 // Sorts what the scan found into zone groups. The first block that no zone spans, if there is one.
@@ -233,9 +242,10 @@ void add_listed(const ListWalk& walk, const Zones& zones, const std::vector<bool
 
 Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& kernel,
                                   const FindOptions& options) {
+  VMSIEVE_TRY(check_start_is_known(kernel, options));
   VMSIEVE_ASSIGN(const PageLayout layout, PageLayout::from(kernel.vmcoreinfo()));
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, kernel.page_tables(), layout));
-  VMSIEVE_TRY(check_vmcoreinfo_page(memory, kernel, layout, sections));
+  VMSIEVE_TRY(check_witness_page(memory, kernel, layout, sections));
   const ScanWants wants{options.allocator != nullptr && options.kinds.per_cpu, options.kinds.offline};
   VMSIEVE_ASSIGN(const auto scans,
                  scan_sections(memory, kernel.page_tables(), layout, sections, wants, options.threads));

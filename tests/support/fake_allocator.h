@@ -53,8 +53,11 @@ class FakeAllocator {
   static constexpr GuestPhysical kPossibleMask{0x150'5000};
   static constexpr GuestPhysical kMaxHstate{0x150'6000};
   static constexpr GuestPhysical kHugetlbLock{0x150'6010};
-  static constexpr GuestPhysical kHstates{0x150'7000};  // two of them
-  static constexpr GuestPhysical kPerCpu{0x151'0000};   // 16 KiB each
+  static constexpr GuestPhysical kPhysBase{0x150'6020};
+  static constexpr GuestPhysical kMemSection{0x150'6028};  // a pointer
+  static constexpr GuestPhysical kNodeData{0x150'6040};    // two pointers
+  static constexpr GuestPhysical kHstates{0x150'7000};     // two of them
+  static constexpr GuestPhysical kPerCpu{0x151'0000};      // 16 KiB each
   static constexpr u64 kZonePageset = 16, kZoneLock = 944, kZoneTrylock = 1008;
   static constexpr u64 kPcpLists = 64, kPcpInPageset = 16, kPoolCounts = 8, kPoolLists = 16;
   static constexpr u32 kRunning = 3;
@@ -146,6 +149,10 @@ class FakeAllocator {
   }
 
   // ---- names ----
+  void add_symbol(FakeSymbol symbol) {
+    symbols_.push_back(std::move(symbol));
+    write_kallsyms();
+  }
   void remove_symbol(const std::string& name) {
     std::erase_if(symbols_, [&](const FakeSymbol& s) { return s.name == name; });
     write_kallsyms();
@@ -177,7 +184,7 @@ inline FakeAllocator::FakeAllocator(FakeAllocatorOptions options)
   const auto btf = types();
   VMSIEVE_CHECK(btf.size() < kSystemState - kBtf);
   memory().write(kBtf, btf);
-  memory().write(kBanner, as_byte_span("Linux version 6.12.0-fake"));
+  memory().write(kBanner, as_byte_span("Linux version 6.12.0-fake (builder) #1"));
   memory().write_le(kSystemState, kRunning);
   memory().write_le(kPossibleMask, (u64{1} << options_.cpus) - 1);
   for (u32 cpu = 0; cpu < options_.cpus; ++cpu) {
@@ -189,14 +196,26 @@ inline FakeAllocator::FakeAllocator(FakeAllocatorOptions options)
   for (u32 zone = 0; zone < guest_.options().zones.size(); ++zone)
     memory().write_le(guest_.zone(zone) + kZonePageset, pageset_value(zone));
   memory().write_le(kMaxHstate, u32{2});
+  memory().write_le(kPhysBase, FakeGuest::kPhysBase);
+  memory().write_le(kMemSection, memory().read_u64(FakeGuest::kRootsPointer));
+  for (u64 node = 0; node < 2; ++node)
+    memory().write_le(kNodeData + node * 8, memory().read_u64(FakeGuest::kNodeData + node * 8));
   for (u32 i = 0; i < 2; ++i) {
     memory().write_le(pool(i), i == 0 ? u32{9} : u32{10});
     for (u32 node = 0; node < 2; ++node) make_empty(pool_list(i, node));
   }
   symbols_ = {
-      {'D', "linux_banner", image(kBanner)},         {'R', "__start_BTF", image(kBtf)},
-      {'R', "__stop_BTF", image(kBtf) + btf.size()}, {'D', "system_state", image(kSystemState)},
-      {'D', "__per_cpu_offset", image(kCpuOffsets)}, {'D', "__cpu_possible_mask", image(kPossibleMask)},
+      {'D', "linux_banner", image(kBanner)},
+      {'R', "__start_BTF", image(kBtf)},
+      {'R', "__stop_BTF", image(kBtf) + btf.size()},
+      {'D', "system_state", image(kSystemState)},
+      {'D', "__per_cpu_offset", image(kCpuOffsets)},
+      {'D', "__cpu_possible_mask", image(kPossibleMask)},
+      {'D', "phys_base", image(kPhysBase)},
+      {'B', "mem_section", image(kMemSection)},
+      {'B', "node_data", image(kNodeData)},
+      {'D', "init_top_pgt", image(Pfn{FakeGuest::kTopPfn}.address())},
+      {'T', "_stext", image(GuestPhysical{FakeGuest::kPhysBase + 0x100'0000})},
   };
   if (options_.hugetlb) {
     symbols_.push_back({'B', "hstates", image(kHstates)});
@@ -233,9 +252,19 @@ inline std::vector<std::byte> FakeAllocator::types() const {
   const auto bytes = [&](u32 count) { return btf.array(byte, count); };
 
   const u32 links = btf.union_of("", 16, {{"lru", list_head, 0}, {"pcp_llist", word, 0}});
-  const u32 page_body = btf.structure("", 40, {{"", links, 0}, {"mapping", pointer, 128}});
+  const u32 page_body =
+      btf.structure("", 40, {{"", links, 0}, {"mapping", pointer, 128}, {"private", word, 256}});
+  const u32 tail_body = btf.structure("", 40, {{"compound_head", word, 0}});
   btf.structure("page", o.page_bytes,
-                {{"flags", word, 0}, {"", btf.union_of("", 40, {{"", page_body, 0}}), 64}});
+                {{"flags", word, 0},
+                 {"", btf.union_of("", 40, {{"", page_body, 0}, {"", tail_body, 0}}), 64},
+                 {"_mapcount", number, 48 * 8},
+                 {"_refcount", number, 52 * 8}});
+  btf.enumeration("pageflags", {{"PG_lru", 5}});
+  btf.enumeration("pagetype", {{"PGTY_buddy", 0xf0}, {"PGTY_offline", 0xf1}});
+
+  const u32 free_area = btf.structure("free_area", FakeGuest::kFreeAreaBytes,
+                                      {{"free_list", btf.array(list_head, 4), 0}, {"nr_free", word, 512}});
 
   std::vector<FakeBtf::Member> pcp{{"count", bytes(o.count_bytes), u64{o.count_offset} * 8},
                                    {"lists", btf.array(list_head, o.lists), kPcpLists * 8}};
@@ -249,9 +278,19 @@ inline std::vector<std::byte> FakeAllocator::types() const {
     lock = btf.structure("spinlock", 32, {{"lock", mutex, 0}});
   }
   std::vector<FakeBtf::Member> zone{{o.pageset ? "pageset" : "per_cpu_pageset", pointer, kZonePageset * 8},
+                                    {"spanned_pages", word, 96 * 8},
+                                    {"free_area", btf.array(free_area, 11), FakeGuest::kFreeAreaOffset * 8},
                                     {"lock", lock, kZoneLock * 8}};
   if (o.trylock) zone.push_back({"trylock_free_pages", word, kZoneTrylock * 8});
-  btf.structure("zone", o.zone_bytes, zone);
+  const u32 zone_type = btf.structure("zone", o.zone_bytes, zone);
+  btf.structure("pglist_data", FakeGuest::kNodeBytes,
+                {{"node_zones", btf.array(zone_type, 4), 0},
+                 {"nr_zones", number, 4096 * 8},
+                 {"node_start_pfn", word, 4104 * 8},
+                 {"node_spanned_pages", word, 4120 * 8},
+                 {"node_id", number, 4128 * 8}});
+  btf.structure("zonelist", 9 * 16, {{"_zonerefs", btf.array(bytes(16), 2 * 4 + 1), 0}});
+  btf.structure("mem_section", 16, {{"section_mem_map", word, 0}, {"usage", pointer, 64}});
 
   btf.structure("hstate", o.hstate_bytes,
                 {{"order", number, 0},

@@ -20,6 +20,8 @@ struct FakeKallsymsOptions {
   enum class Offsets { kBaseRelative, kAbsolutePerCpu, kPlaceRelative };
   Offsets offsets = Offsets::kBaseRelative;
   bool offsets_first = false;  ///< in front of the names, as before 6.4; else behind the tokens
+  bool sequences = false;      ///< three bytes a symbol between markers and tokens (kallsyms_seqs_of_names)
+  bool names_at_once = false;  ///< right behind their number, as since 7.0; else aligned to 8
   u64 fillers = 300;           ///< symbols that nobody asks for: with more than 256 there are two markers
 };
 
@@ -73,7 +75,7 @@ class FakeKallsyms {
   }
 
   void add_names() {
-    place_.names = here();
+    place_.names = options_.names_at_once ? at_ + bytes_.size() : here();
     const u64 begin = bytes_.size();
     std::vector<u32> markers;
     for (std::size_t i = 0; i < symbols_.size(); ++i) {
@@ -90,6 +92,9 @@ class FakeKallsyms {
     }
     (void)here();
     for (const u32 marker : markers) append_le<u32>(bytes_, marker);
+    if (!options_.sequences) return;
+    (void)here();
+    for (u64 i = 0; i < symbols_.size() * 3; ++i) append_le<u8>(bytes_, static_cast<u8>(i * 7 % 251));
   }
 
   void add_tokens() {

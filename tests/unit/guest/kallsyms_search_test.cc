@@ -66,11 +66,25 @@ TEST_F(FindKallsyms, WithAnyNumberOfSymbols) {
   // Odd and even numbers of offsets and markers are padded differently; the last marker may be that of
   // the last name.
   for (const u64 fillers : {256u, 257u, 511u, 512u, 600u, 767u, 1023u}) {
-    make({Offsets::kBaseRelative, false, fillers});
+    make({.offsets_first = false, .fillers = fillers});
     EXPECT_TRUE(found()) << fillers;
-    make({Offsets::kBaseRelative, true, fillers});
+    make({.offsets_first = true, .fillers = fillers});
     EXPECT_TRUE(found()) << fillers;
   }
+}
+
+TEST_F(FindKallsyms, WithSequencesBetweenMarkersAndTokens) {
+  for (const u64 fillers : {256u, 257u, 511u, 512u, 600u, 767u, 1023u, 3000u}) {
+    for (const bool offsets_first : {false, true}) {
+      make({.offsets_first = offsets_first, .sequences = true, .fillers = fillers});
+      EXPECT_TRUE(found()) << fillers;
+    }
+  }
+}
+
+TEST_F(FindKallsyms, WithNamesRightBehindTheirNumber) {
+  make({.offsets = Offsets::kPlaceRelative, .names_at_once = true});
+  EXPECT_TRUE(found());
 }
 
 TEST_F(FindKallsyms, AtTheVeryEndOfTheImage) {
@@ -134,7 +148,7 @@ TEST_F(FindKallsyms, NotWhereTheNumberOfSymbolsDoesNotFitTheMarkers) {
 
 TEST_F(FindKallsyms, NotWithASingleMarker) {
   // 256 symbols or fewer: no kernel.
-  make({Offsets::kBaseRelative, false, 255});
+  make({.fillers = 255});
   EXPECT_THAT(places(), IsEmpty());
 }
 

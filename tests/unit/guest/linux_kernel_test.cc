@@ -244,7 +244,7 @@ TEST(FindLinuxKernel, FindsTheNoteFirst) {
   const auto kernel = find(guest);
   ASSERT_TRUE(kernel.ok()) << kernel.error().message();
   EXPECT_EQ(kernel->release(), "6.12.0-fake");
-  EXPECT_EQ(kernel->vmcoreinfo_address(), FakeGuest::kNotePages + 24);
+  EXPECT_EQ(kernel->witness().address, FakeGuest::kNotePages + 24);
   EXPECT_EQ(kernel->vmcoreinfo().text(), guest.text());
 }
 
@@ -253,7 +253,7 @@ TEST(FindLinuxKernel, FindsTheDataPageAlone) {
   guest.memory().write_le(FakeGuest::kNotePages, u32{0});
   const auto kernel = find(guest);
   ASSERT_TRUE(kernel.ok()) << kernel.error().message();
-  EXPECT_EQ(kernel->vmcoreinfo_address(), FakeGuest::kDataPage);
+  EXPECT_EQ(kernel->witness().address, FakeGuest::kDataPage);
 }
 
 TEST(FindLinuxKernel, ReadsNoteThatFillsMoreThanItsFirstPage) {
