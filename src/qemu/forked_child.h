@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <signal.h>
+
+namespace vmsieve {
+
+/// All signals of the calling thread blocked while it lives, so that no handler of ours runs in a child
+/// that is forked meanwhile. The child inherits the mask.
+class SignalBlock {
+ public:
+  SignalBlock() {
+    sigset_t all;
+    ::sigfillset(&all);
+    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalBlock() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalBlock(const SignalBlock&) = delete;
+  SignalBlock& operator=(const SignalBlock&) = delete;
+
+ private:
+  sigset_t before_{};
+};
+
+/// What a forked child does first: a session of its own, so that neither the terminal's Ctrl-C nor a kill
+/// of the parent's process group reaches it, its own name, and no descriptors but two different
+/// ones. Async-signal-safe.
+void enter_own_life(const char* name, int kept, int also_kept) noexcept;
+
+}  // namespace vmsieve

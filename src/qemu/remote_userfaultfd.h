@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+
+#include "vmsieve/base/fd.h"
+#include "vmsieve/base/result.h"
+
+namespace vmsieve {
+
+/// Makes a userfaultfd (userfaultfd(2), close-on-exec, non-blocking, faults of kernel mode included) inside
+/// the running process `pid`, so that it handles that process's memory, and returns our descriptor of
+/// it; the process keeps none. The features are not negotiated yet (UFFDIO_API). Linux 5.6 or
+/// newer; x86-64 only.
+///
+/// The process's main thread is stopped for a fraction of a millisecond (ptrace(2)), and runs the
+/// call itself. It is left as it was: registers, FPU state and signal mask; a system call that was
+/// interrupted restarts as after any stop (what signal(7) lists as returning EINTR after SIGSTOP
+/// and SIGCONT, like epoll_wait, does so here too); signals that arrive meanwhile are delivered
+/// afterwards. A process that is stopped by SIGSTOP stays stopped. Bytes below the red zone of the
+/// thread's stack are overwritten, as by a signal's arrival.
+///
+/// The work is done by a forked child (session of its own, signals blocked), which works to its end
+/// when this process dies, closing the descriptor. If the child itself is killed at any instant,
+/// the thread finishes by way of a signal frame that was laid out for it before its registers
+/// changed. A sleep or timed wait that needs the kernel's restart block then returns EINTR, as after
+/// a handled signal. The descriptor is then closed as well, except when the process's code does not
+/// hold the instructions for it (glibc's and QEMU's do): then an unused one may be left. Memory is
+/// shared with the child copy-on-write: call this before large buffers are made.
+///
+/// kVanished when the process is gone; kBusy when another process traces it; kPermission when the
+/// kernel lets us not trace it, or it may not make a userfaultfd; kUnsupported for a kernel without
+/// userfaultfd, 32-bit programs, shadow stacks and unusual C libraries; kTimeout when the thread did
+/// not stop within 2 s (uninterruptible sleep): it is not stopped afterwards. A seccomp filter
+/// that kills a process for this call kills it; QEMU's own (-sandbox) permits it.
+///
+/// Any thread may call it, several at a time for different processes. It waits for no child but its own.
+Result<UniqueFd> take_userfaultfd(pid_t pid);
+
+}  // namespace vmsieve
