@@ -88,7 +88,7 @@ std::vector<std::vector<BlockPages>> free_pages_of_blocks(const RamLayout& layou
 }
 
 PagePlan plan_pages(const RamLayout& layout, std::span<const PfnRange> free, u8 fill,
-                    const ResidentFunction& resident) {
+                    const ResidentFunction& resident, Ask ask) {
   PagePlan plan;
   plan.blocks.resize(layout.blocks.size());
   const auto free_of = free_pages_of_blocks(layout, free);
@@ -99,7 +99,8 @@ PagePlan plan_pages(const RamLayout& layout, std::span<const PfnRange> free, u8 
     // A free page behind the block's end would be a mapping that lies; it is not there to be saved.
     std::erase_if(free_runs, [&](const BlockPages& run) { return run.first_page + run.pages > total; });
 
-    const bool cheap_to_read = layout.blocks[index].host_page_bytes == kPageSize;
+    const bool cheap_to_read =
+        ask == Ask::kAboutLongRuns && layout.blocks[index].host_page_bytes == kPageSize;
     for (const BlockPages& used : subtract({{0, total}}, free_runs)) {
       if (cheap_to_read && used.pages < kAskAboutPages) {
         block.read.push_back(used);

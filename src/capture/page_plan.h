@@ -42,9 +42,13 @@ std::vector<std::vector<BlockPages>> free_pages_of_blocks(const RamLayout& layou
 /// Which pages of [first, first + count) of a block may hold something: LiveMemory::resident_block.
 using ResidentFunction = std::function<std::vector<LiveMemory::PageRun>(u32 block, u64 first, u64 count)>;
 
+/// What to ask `resident` about: every run of pages, or only runs that are long enough to be worth it, short
+/// ones being read.
+enum class Ask { kAlways, kAboutLongRuns };
+
 /// Puts the plan together. `fill` is what the guest expects to find in free pages.
 PagePlan plan_pages(const RamLayout& layout, std::span<const PfnRange> free, u8 fill,
-                    const ResidentFunction& resident);
+                    const ResidentFunction& resident, Ask ask = Ask::kAboutLongRuns);
 
 /// Up to `max_pages` pages of one block that are read, encoded and stored together.
 struct Chunk {

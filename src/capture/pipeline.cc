@@ -34,16 +34,23 @@ void BufferPool::prefault(u64 bytes) {
 
 std::byte* BufferPool::try_acquire() {
   const std::lock_guard lock(mutex_);
-  if (closed_ || free_.empty()) return nullptr;
-  std::byte* buffer = free_.back();
-  free_.pop_back();
-  return buffer;
+  return take();
 }
 
-std::byte* BufferPool::acquire() {
+std::byte* BufferPool::acquire(u64 reserve) {
   std::unique_lock lock(mutex_);
-  released_.wait(lock, [&] { return closed_ || !free_.empty(); });
-  if (closed_) return nullptr;
+  released_.wait(lock, [&] { return closed_ || free_.size() > reserve; });
+  return take();
+}
+
+std::byte* BufferPool::acquire_until(std::chrono::steady_clock::time_point deadline) {
+  std::unique_lock lock(mutex_);
+  released_.wait_until(lock, deadline, [&] { return closed_ || !free_.empty(); });
+  return take();
+}
+
+std::byte* BufferPool::take() {
+  if (closed_ || free_.empty()) return nullptr;
   std::byte* buffer = free_.back();
   free_.pop_back();
   return buffer;
@@ -52,7 +59,7 @@ std::byte* BufferPool::acquire() {
 void BufferPool::release(std::byte* buffer) {
   const std::lock_guard lock(mutex_);
   free_.push_back(buffer);
-  released_.notify_one();
+  released_.notify_all();  // not everybody who waits is content with one
 }
 
 void BufferPool::close() {
@@ -128,6 +135,16 @@ std::byte* CapturePipeline::acquire() {
   if (std::byte* buffer = pool_->try_acquire()) return buffer;
   open_gate();
   return pool_->acquire();
+}
+
+std::byte* CapturePipeline::acquire_in_background() {
+  if (failed()) return nullptr;
+  return pool_->acquire(std::min(std::max<u64>(1, pool_->count() / 8), pool_->count() - 1));
+}
+
+std::byte* CapturePipeline::acquire_until(std::chrono::steady_clock::time_point deadline) {
+  if (failed()) return nullptr;
+  return pool_->acquire_until(deadline);
 }
 
 void CapturePipeline::submit(Chunk chunk, std::byte* buffer) { filled_.push({std::move(chunk), buffer}); }

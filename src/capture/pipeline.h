@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <memory>
@@ -34,14 +35,18 @@ class BufferPool {
   void prefault(u64 bytes);
   /// A buffer, or nullptr when none is free now.
   std::byte* try_acquire();
-  /// Waits for one; nullptr after close().
-  std::byte* acquire();
+  /// Waits until more than `reserve` are free and takes one; nullptr after close().
+  std::byte* acquire(u64 reserve = 0);
+  /// Waits for one until `deadline`; nullptr when none came, and after close().
+  std::byte* acquire_until(std::chrono::steady_clock::time_point deadline);
   void release(std::byte* buffer);
   void close();
+  u64 count() const { return count_; }
   u64 buffer_bytes() const { return bytes_; }
 
  private:
   BufferPool(std::byte* memory, u64 count, u64 bytes);
+  std::byte* take();  // with mutex_ held; nullptr when none is free
 
   std::byte* const memory_;
   const u64 count_;
@@ -83,6 +88,10 @@ class CapturePipeline {
 
   /// Waits for a buffer of chunk_pages() pages; nullptr when the pipeline has failed.
   std::byte* acquire();
+  /// The same, but leaves some buffers to those who are in a hurry.
+  std::byte* acquire_in_background();
+  /// For who is in a hurry: nullptr also when `deadline` has passed.
+  std::byte* acquire_until(std::chrono::steady_clock::time_point deadline);
   /// Hands over a chunk with its pages' bytes, one behind the other, in a buffer from acquire().
   void submit(Chunk chunk, std::byte* buffer);
   /// Gives back a buffer that was not submitted.

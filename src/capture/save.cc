@@ -3,162 +3,31 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <mutex>
 #include <thread>
 
-#include <fmt/chrono.h>
-
 #include "vmsieve/base/clock.h"
-#include "vmsieve/capture/attach.h"
-#include "vmsieve/capture/page_plan.h"
-#include "vmsieve/capture/pipeline.h"
-#include "vmsieve/qemu/pause_guard.h"
+#include "vmsieve/capture/live_capture.h"
+#include "vmsieve/capture/live_support.h"
+#include "vmsieve/capture/save_steps.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
 
 namespace {
 
-/// How often a stop that fell inside the allocator's lock is repeated before the zone is saved in
-/// full. 700 stops of a busy guest met none, so three in a row are no accident.
-constexpr int kClassifyTries = 3;
-
-std::string utc_now() {
-  const auto now = std::chrono::system_clock::now();
-  const auto ms =
-      std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
-  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(std::chrono::system_clock::to_time_t(now)),
-                     ms);
-}
+/// The guard kills this process only when it does not end a wait of the guest by itself.
+constexpr std::chrono::seconds kGraceOfGuard{5};
 
 unsigned worker_count(unsigned asked) {
   return asked != 0 ? asked : std::max(1U, std::thread::hardware_concurrency());
 }
 
-/// What is known of the guest's memory at the stop.
-struct Classified {
-  FreePages free;
-  IntrospectionRecord record;
+/// What is left when the guest runs again.
+struct Captured {
+  Stopped stopped;
+  PagePlan plan;
 };
-
-/// Everything that one save needs, built up while the guest runs.
-struct Save {
-  AttachedVm vm;
-  SaveOptions options;
-  Manifest manifest;
-  PauseParts pause;
-  std::vector<std::string> warnings;
-  KernelSearch search;
-  u64 estimated_read_pages = 0;
-
-  std::string blocks_text;  ///< `info ramblock` as it was when the layout was read
-
-  const RamLayout& layout() const { return vm.memory->layout(); }
-};
-
-Result<void> describe_machine(Save& save) {
-  Manifest& m = save.manifest;
-  QmpClient& qmp = *save.vm.qmp;
-  VMSIEVE_ASSIGN(m.machine_type, read_machine_type(qmp));
-  VMSIEVE_ASSIGN(m.accelerator, read_accelerator(qmp));
-  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(qmp));
-  m.vcpus = vcpu_count(vcpus);
-  VMSIEVE_ASSIGN(const std::vector<WritableDisk> disks, read_writable_disks(qmp));
-  for (const WritableDisk& disk : disks) {
-    m.writable_disks.push_back({disk.device, disk.file});
-    save.warnings.push_back(
-        fmt::format("the writable disk {} ({}) is not part of this checkpoint: keep a copy of it from the "
-                    "moment of the save",
-                    disk.device, disk.file));
-  }
-  m.vm_name = save.vm.process.name;
-  m.vm_pid = static_cast<u64>(save.vm.process.pid);
-  m.qemu_version = qmp.version();
-  m.qemu_package = qmp.package();
-  m.qemu_executable = save.vm.process.executable;
-  m.command_line = save.vm.process.arguments;
-  m.working_directory = save.vm.process.working_directory;
-  for (const RamBlock& block : save.layout().blocks) {
-    m.blocks.push_back(
-        {block.name, block.used_bytes, block.max_bytes, block.host_page_bytes, block.guest_ram});
-    m.guest_bytes += block.used_bytes;
-    m.pages.total += round_up(block.used_bytes, kPageSize) >> kPageShift;
-  }
-  for (const RamMapping& mapping : save.layout().mappings) {
-    m.mappings.push_back({mapping.address.value, mapping.bytes, mapping.block, mapping.block_offset});
-  }
-  return {};
-}
-
-/// Memory that is gone reads as zeros, not as an error. So ask once all is read whether QEMU is still
-/// there and still has the RAM blocks that were read (nothing was plugged or unplugged meanwhile).
-Result<void> check_same_memory(Save& save) {
-  VMSIEVE_ASSIGN(const std::string now, save.vm.qmp->human("info ramblock"));
-  if (now == save.blocks_text) return {};
-  return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
-}
-
-PagePlan make_plan(const Save& save, const FreePages& free) {
-  return plan_pages(save.layout(), free.runs, free.fill, [&](u32 block, u64 first, u64 count) {
-    return save.vm.memory->resident_block(block, first, count);
-  });
-}
-
-/// Finds the kernel and classifies once while the guest runs: the answer is worth nothing as a
-/// proof, but tells how much will be read, and brings page tables and page structures into the
-/// host's caches (a cold first pass takes ten times as long).
-Result<void> rehearse(Save& save, unsigned threads) {
-  FreePages free;
-  if (!save.options.introspection) {
-    save.search.reason = "introspection was switched off";
-  } else {
-    VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
-  }
-  if (save.search.kernel) {
-    auto rehearsed = classify(save.vm, save.search, GuestState::kRunning, save.options.kinds, threads);
-    if (rehearsed.ok()) {
-      free = std::move(*rehearsed);
-    } else if (is_peer_failure(rehearsed.error())) {
-      return rehearsed.error();
-    }
-  }
-  save.estimated_read_pages = make_plan(save, free).read_pages;
-  return {};
-}
-
-/// Classifies the stopped guest. A doubtful zone gets another chance after the guest has run for a
-/// millisecond (the stop may have met the allocator in the middle of its work).
-Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads) {
-  Classified result;
-  result.record.kernel = save.search.kernel ? save.search.kernel->release() : "";
-  result.record.reason = save.search.reason;
-  if (!save.search.kernel) return result;
-  for (int attempt = 1;; ++attempt) {
-    const Stopwatch watch;
-    auto free = classify(save.vm, save.search, GuestState::kStopped, save.options.kinds, threads);
-    result.record.classify_ms = watch.ms();
-    if (!free) {
-      if (is_peer_failure(free.error())) return free.error();
-      result.record.reason = free.error().message();
-      return result;
-    }
-    result.free = std::move(*free);
-    if (result.free.doubts.empty() || attempt == kClassifyTries || !guard.was_running()) break;
-    VMSIEVE_TRY(guard.resume());
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    VMSIEVE_TRY(guard.stop());
-  }
-  result.record.used = result.free.count > 0;
-  result.record.free_pages = {result.free.buddy, result.free.per_cpu, result.free.hugetlb,
-                              result.free.offline};
-  result.record.vmcoreinfo = save.search.kernel->vmcoreinfo().text();
-  result.record.vmcoreinfo_address = save.search.kernel->vmcoreinfo_address().value;
-  for (const std::string& doubt : result.free.doubts) {
-    result.record.reason += (result.record.reason.empty() ? "" : "; ") + doubt;
-  }
-  return result;
-}
 
 /// Reads one chunk's pages into a buffer and hands it on.
 Result<void> read_chunk(const LiveMemory& memory, CapturePipeline& pipeline, Chunk chunk) {
@@ -206,74 +75,21 @@ Result<void> read_out(const LiveMemory& memory, CapturePipeline& pipeline, std::
   return {};
 }
 
-/// The complete index of every block: what was known without reading, and what was read.
-std::vector<BlockIndex> build_index(const Save& save, const PagePlan& plan,
-                                    CapturePipeline::Outcome& outcome) {
-  std::vector<BlockIndex> blocks;
-  for (std::size_t i = 0; i < plan.blocks.size(); ++i) {
-    std::vector<PageRun>& runs = outcome.runs[i];
-    runs.insert(runs.end(), plan.blocks[i].known.begin(), plan.blocks[i].known.end());
-    std::sort(runs.begin(), runs.end(),
-              [](const PageRun& a, const PageRun& b) { return a.first_page < b.first_page; });
-    BlockIndex block{save.layout().blocks[i].name, save.layout().blocks[i].used_bytes, {}};
-    for (const PageRun& run : runs) {
-      PageRun* last = block.runs.empty() ? nullptr : &block.runs.back();
-      if (last != nullptr && last->kind == run.kind && run.kind != RunKind::kData && last->fill == run.fill) {
-        last->pages += run.pages;
-      } else {
-        block.runs.push_back(run);
-      }
-    }
-    blocks.push_back(std::move(block));
-  }
-  return blocks;
-}
-
-/// Tells the user how far the encoding is, until all is encoded or failed.
-void report_writing(const CapturePipeline& pipeline, u64 pages, const ProgressFunction& progress) {
-  while (!pipeline.failed() && pipeline.done_pages() < pages) {
-    progress({"writing", pipeline.done_pages() * kPageSize, pages * kPageSize});
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-}
-
-Result<ObjectRecord> write_device_state(CheckpointWriter& checkpoint, std::span<const std::byte> state) {
-  VMSIEVE_ASSIGN(auto object, checkpoint.create("device"));
-  VMSIEVE_TRY(object->append(state));
-  VMSIEVE_TRY(object->finish());
-  return ObjectRecord{"device", state.size(), checksum(state)};
-}
-
-/// What the pause yields.
-struct Stopped {
-  IntrospectionRecord introspection;
-  std::vector<std::byte> device_state;
-  PagePlan plan;
-};
-
-/// The pause, from stop to resume. When it fails the guest may still be stopped: the guard's
-/// destructor resumes it.
-Result<Stopped> capture_stopped(Save& save, PauseGuard& guard, CapturePipeline& pipeline, unsigned threads,
+/// The guest stops until its used pages are in buffers. When it fails the guest may still be stopped: the
+/// guard's destructor resumes it.
+Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& pipeline, unsigned threads,
                                 const ProgressFunction& progress) {
-  Stopped stopped;
+  Captured captured;
   const Stopwatch pause;
-  VMSIEVE_TRY(guard.stop());
-  save.pause.stop_ms = pause.ms();
-  // ---- The guest stands still.
-  save.manifest.was_running = guard.was_running();
-  save.manifest.created = utc_now();
-  const Stopwatch classifying;
-  VMSIEVE_ASSIGN(Classified classified, classify_stopped(save, guard, threads));
-  stopped.introspection = std::move(classified.record);
-  save.pause.classify_ms = classifying.ms();
-
-  const Stopwatch device;
-  VMSIEVE_ASSIGN(stopped.device_state, save_device_state(*save.vm.qmp));
-  save.pause.device_ms = device.ms();
+  // ---- The guest stops.
+  VMSIEVE_ASSIGN(captured.stopped, stop_and_classify(save, guard, threads));
 
   const Stopwatch planning;
-  stopped.plan = make_plan(save, classified.free);
-  std::vector<Chunk> chunks = cut_chunks(stopped.plan, pipeline.chunk_pages());
+  const FreePages& free = captured.stopped.classified.free;
+  captured.plan = plan_pages(save.layout(), free.runs, free.fill, [&](u32 block, u64 first, u64 count) {
+    return save.vm.memory->resident_block(block, first, count);
+  });
+  std::vector<Chunk> chunks = cut_chunks(captured.plan, pipeline.chunk_pages());
   save.pause.plan_ms = planning.ms();
 
   const Stopwatch reading;
@@ -287,59 +103,114 @@ Result<Stopped> capture_stopped(Save& save, PauseGuard& guard, CapturePipeline& 
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
   save.manifest.pause_ms = pause.ms();
-  return stopped;
+  return captured;
 }
 
-}  // namespace
+/// The guest stops for an instant; its used pages are read while it runs again. As above when it fails, and
+/// `live` lets go of the guest's memory.
+Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pipeline, LiveCapture& live,
+                              unsigned threads, const ProgressFunction& progress) {
+  Captured captured;
+  const Stopwatch pause;
+  // ---- The guest stops.
+  VMSIEVE_ASSIGN(captured.stopped, stop_and_classify(save, guard, threads));
 
-Result<SaveReport> save_paused(const VmAddress& address, Store& store, const SaveOptions& options,
-                               const ProgressFunction& progress) {
+  // After the device state: to save it, QEMU may write to the guest's memory.
+  const Stopwatch freezing;
+  VMSIEVE_TRY(live.freeze());
+  save.pause.freeze_ms = freezing.ms();
+
+  const Stopwatch resuming;
+  VMSIEVE_TRY(guard.resume());
+  // ---- The guest runs again; its writes wait for what is copied next.
+  save.pause.resume_ms = resuming.ms();
+  save.manifest.pause_ms = pause.ms();
+
+  const Stopwatch copying;
+  const FreePages& free = captured.stopped.classified.free;
+  captured.plan = plan_pages(
+      save.layout(), free.runs, free.fill,
+      [&](u32 block, u64 first, u64 count) { return live.resident(block, first, count); }, Ask::kAlways);
+  pipeline.open_gate();
+  VMSIEVE_TRY(live.copy(captured.plan, pipeline, threads, progress));
+  save.live.copy_ms = copying.ms();
+  save.live.figures = live.figures();
+  VMSIEVE_TRY(check_same_memory(save));
+  return captured;
+}
+
+/// Live capture begun, or none where the mode or the guest's state does not ask for it, or, if any mode will
+/// do, cannot be had.
+Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& guard) {
+  std::unique_ptr<LiveCapture> none;
+  if (save.options.mode == SaveMode::kPaused) return none;
+  VMSIEVE_ASSIGN(const RunState state, read_run_state(*save.vm.qmp));
+  // A guest that stands still anyway is not disturbed by reading it.
+  if (!state.running) return none;
+  const Stopwatch preparing;
+  auto live =
+      start_live_capture(*save.vm.memory, save.vm.process.pid,
+                         {.longest_wait = save.options.longest_wait, .beat = [&guard] { guard.beat(); }});
+  save.live.prepare_ms = preparing.ms();
+  if (live.ok()) return live;
+  if (is_peer_failure(live.error()) && live.error().kind() != ErrorKind::kPermission) return live.error();
+  if (save.options.mode == SaveMode::kLive) return live.error().with_context("a live save is not possible");
+  save.live.reason = live.error().message();
+  save.warnings.push_back(
+      fmt::format("the guest is stopped while its memory is read, for a live save is not possible: {}",
+                  save.live.reason));
+  return none;
+}
+
+Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveOptions& options,
+                             const ProgressFunction& progress) {
   const Stopwatch total;
   const unsigned threads = worker_count(options.threads);
   Save save;
   save.options = options;
-  save.manifest.mode = "paused";
   save.manifest.compression = options.compression.text();
 
   // ---- The guest runs. Everything that can fail or take long comes first.
   progress({"attaching", 0, 0});
-  VMSIEVE_ASSIGN(save.vm, attach(address));
-  VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
-  VMSIEVE_TRY(check_migratable(*save.vm.qmp));
-  VMSIEVE_TRY(describe_machine(save));
-  VMSIEVE_ASSIGN(auto guard, PauseGuard::make(*save.vm.qmp));
+  VMSIEVE_TRY(attach_and_describe(save, address));
+  VMSIEVE_ASSIGN(auto guard, PauseGuard::make(*save.vm.qmp, options.longest_wait + kGraceOfGuard));
   VMSIEVE_ASSIGN(auto checkpoint, store.begin());
   VMSIEVE_ASSIGN(auto memory_object, checkpoint->create("memory"));
   MemoryObjectWriter memory_writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
   VMSIEVE_TRY(rehearse(save, threads));
+  VMSIEVE_ASSIGN(auto live, begin_live(save, *guard));
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(memory_writer, save.layout().blocks.size(),
                                                       {.compression = options.compression,
                                                        .threads = threads,
                                                        .buffer_bytes = options.buffer_bytes}));
   // An eighth more than the rehearsal found: the guest has not stood still since.
-  pipeline->prefault((save.estimated_read_pages + save.estimated_read_pages / 8) * kPageSize);
+  if (!live) pipeline->prefault((save.estimated_read_pages + save.estimated_read_pages / 8) * kPageSize);
+  save.manifest.mode = live ? "live" : "paused";
 
-  // ---- The guest stops and runs again: capture_stopped().
-  auto stopped = capture_stopped(save, *guard, *pipeline, threads, progress);
+  // ---- The guest stops and runs again.
+  auto captured = live ? capture_live(save, *guard, *pipeline, *live, threads, progress)
+                       : capture_paused(save, *guard, *pipeline, threads, progress);
+  live.reset();   // lets go of the guest's memory
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up
-  if (!stopped.ok()) {
+  if (!captured.ok()) {
     // The pipeline's own error (a full disk) is the cause when it failed first.
     if (pipeline->failed()) VMSIEVE_TRY(pipeline->finish());
-    return stopped.error();
+    return captured.error();
   }
 
   pipeline->open_gate();
-  report_writing(*pipeline, stopped->plan.read_pages, progress);
+  report_writing(*pipeline, captured->plan.read_pages, progress);
   VMSIEVE_ASSIGN(CapturePipeline::Outcome outcome, pipeline->finish());
-  VMSIEVE_ASSIGN(const ObjectRecord memory, memory_writer.finish(build_index(save, stopped->plan, outcome)));
-  VMSIEVE_ASSIGN(const ObjectRecord device_object, write_device_state(*checkpoint, stopped->device_state));
+  VMSIEVE_ASSIGN(const ObjectRecord memory, memory_writer.finish(build_index(save, captured->plan, outcome)));
+  VMSIEVE_ASSIGN(const ObjectRecord device_object,
+                 write_device_state(*checkpoint, captured->stopped.device_state));
 
   Manifest& m = save.manifest;
   m.id = checkpoint->id();
-  m.introspection = stopped->introspection;
-  m.pages.free = stopped->plan.free_pages;
-  m.pages.zero = outcome.counts.zero + stopped->plan.untouched_pages;
+  m.introspection = captured->stopped.classified.record;
+  m.pages.free = captured->plan.free_pages;
+  m.pages.zero = outcome.counts.zero + captured->plan.untouched_pages;
   m.pages.fill = outcome.counts.fill;
   m.pages.saved = outcome.counts.saved;
   m.objects = {memory, device_object};
@@ -348,7 +219,24 @@ Result<SaveReport> save_paused(const VmAddress& address, Store& store, const Sav
   VMSIEVE_TRY(checkpoint->commit(m));
   m.total_ms = total.ms();  // for the caller: with the commit itself
   progress({"done", m.stored_bytes, m.stored_bytes});
-  return SaveReport{std::move(save.manifest), save.pause, std::move(save.warnings)};
+  return SaveReport{std::move(save.manifest), save.pause, std::move(save.live), std::move(save.warnings)};
+}
+
+}  // namespace
+
+Result<SaveReport> save(const VmAddress& address, Store& store, const SaveOptions& options,
+                        const ProgressFunction& progress) {
+  auto saved = save_once(address, store, options, progress);
+  const bool disturbed = !saved.ok() && saved.error().kind() == ErrorKind::kBusy;
+  if (!disturbed || options.mode != SaveMode::kAny) return saved;
+  // What disturbed a live save (a balloon that moved) does not disturb a guest that stands still.
+  SaveOptions paused = options;
+  paused.mode = SaveMode::kPaused;
+  const std::string why = saved.error().message();
+  saved = save_once(address, store, paused, progress);
+  if (saved.ok())
+    saved->warnings.push_back(fmt::format("the live save was given up for a paused one: {}", why));
+  return saved;
 }
 
 }  // namespace vmsieve

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
+
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
+#include "vmsieve/capture/live_capture.h"
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/manifest.h"
 #include "vmsieve/pages/free_pages.h"
@@ -11,12 +14,20 @@
 
 namespace vmsieve {
 
+/// How the guest's memory is taken. kLive: the guest stops for an instant, and its pages are copied while it
+/// runs again. kPaused: it stands still until they are in this program's buffers. kAny: live where possible.
+enum class SaveMode { kAny, kLive, kPaused };
+
 struct SaveOptions {
+  SaveMode mode = SaveMode::kAny;
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
   FreeKinds kinds{};              ///< of free pages that are left out
   unsigned threads = 0;           ///< 0: one for each core
   u64 buffer_bytes = 256 * kMiB;  ///< guest pages held in memory at most
+  /// A live save that makes a write of the guest wait longer is given up; should this process itself stand
+  /// still, it is killed some seconds later.
+  std::chrono::milliseconds longest_wait{30000};
 };
 
 /// Where the pause went, milliseconds.
@@ -26,23 +37,32 @@ struct PauseParts {
   double device_ms = 0;
   double plan_ms = 0;  ///< which pages to read: residency
   double read_ms = 0;
+  double freeze_ms = 0;  ///< of a live save: protecting what was written since the preparation
   double resume_ms = 0;
+};
+
+/// Of a live save, what happened outside the pause.
+struct LiveReport {
+  double prepare_ms = 0;  ///< attaching and protecting all memory, before the pause
+  double copy_ms = 0;     ///< after the pause, until the guest's memory was let go
+  LiveFigures figures;
+  std::string reason;  ///< why the save was paused although any mode would have done
 };
 
 struct SaveReport {
   Manifest manifest;
   PauseParts pause;
+  LiveReport live;
   std::vector<std::string> warnings;  ///< for the user, one sentence each
 };
 
-/// Takes a checkpoint of a running (or stopped) VM into `store`: paused mode, the guest is stopped
-/// until its used pages are in this program's buffers.
+/// Takes a checkpoint of a running (or stopped) VM into `store`.
 ///
 /// On any error nothing of the checkpoint remains in the store, and a guest that ran runs on; the
 /// same when this process is killed, by the pause guard and the next Store::sweep(). Blocks until
 /// the checkpoint is durable. One save per VM at a time (QEMU's monitor takes one client).
 /// Forks a process, so call it before starting threads that hold locks.
-Result<SaveReport> save_paused(const VmAddress& vm, Store& store, const SaveOptions& options,
-                               const ProgressFunction& progress);
+Result<SaveReport> save(const VmAddress& vm, Store& store, const SaveOptions& options,
+                        const ProgressFunction& progress);
 
 }  // namespace vmsieve

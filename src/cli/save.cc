@@ -15,7 +15,9 @@ namespace {
 struct Options {
   std::string vm;
   std::string compress = "zstd";
+  bool live = false;
   bool paused = false;
+  unsigned longest_wait_s = 30;
   bool full = false;
   bool no_introspection = false;
   std::vector<std::string> omit = {"per-cpu", "hugetlb"};
@@ -29,6 +31,10 @@ void print_report(const SaveReport& saved, const Store& store) {
   fmt::print("checkpoint {} of {} in {}\n", m.id,
              m.vm_name.empty() ? "pid " + std::to_string(m.vm_pid) : m.vm_name, store.name());
   fmt::print("guest stopped {} of {} in all\n", human_ms(m.pause_ms), human_ms(m.total_ms));
+  if (m.mode == "live" && saved.live.figures.waits > 0) {
+    fmt::print("{} writes of the guest waited to be copied, {} at most\n", saved.live.figures.waits,
+               human_ms(saved.live.figures.longest_wait_ms));
+  }
   fmt::print("stored {} of {} of guest memory: free {}, zero {}, saved {}\n", human_bytes(m.stored_bytes),
              human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero + m.pages.fill),
              pages(m.pages.saved));
@@ -48,13 +54,16 @@ int save(const Options& options, const Common& common) {
   const auto store = open_store(common, true);
   if (!store) return report(store.error(), common);
   const auto omitted = [&](std::string_view kind) { return std::ranges::count(options.omit, kind) != 0; };
-  const auto saved = save_paused(
+  const SaveMode mode = options.live ? SaveMode::kLive : options.paused ? SaveMode::kPaused : SaveMode::kAny;
+  const auto saved = vmsieve::save(
       *address, **store,
-      {.compression = *compression,
+      {.mode = mode,
+       .compression = *compression,
        .introspection = !options.no_introspection,
        .kinds = {.per_cpu = omitted("per-cpu"), .hugetlb = omitted("hugetlb"), .offline = omitted("offline")},
        .threads = options.threads,
-       .buffer_bytes = options.buffer_mib * kMiB},
+       .buffer_bytes = options.buffer_mib * kMiB,
+       .longest_wait = std::chrono::seconds(options.longest_wait_s)},
       progress_bar(common));
   if (!saved) return report(saved.error(), common);
   end_progress(common);
@@ -67,7 +76,16 @@ int save(const Options& options, const Common& common) {
   json["store"] = (*store)->name();
   json["pause"] = {{"stop_ms", saved->pause.stop_ms},     {"classify_ms", saved->pause.classify_ms},
                    {"device_ms", saved->pause.device_ms}, {"plan_ms", saved->pause.plan_ms},
-                   {"read_ms", saved->pause.read_ms},     {"resume_ms", saved->pause.resume_ms}};
+                   {"read_ms", saved->pause.read_ms},     {"freeze_ms", saved->pause.freeze_ms},
+                   {"resume_ms", saved->pause.resume_ms}};
+  if (saved->manifest.mode == "live") {
+    const LiveFigures& figures = saved->live.figures;
+    json["live"] = {{"prepare_ms", saved->live.prepare_ms},
+                    {"copy_ms", saved->live.copy_ms},
+                    {"rewritten_bytes", figures.rewritten_bytes},
+                    {"waits", figures.waits},
+                    {"longest_wait_ms", figures.longest_wait_ms}};
+  }
   json["warnings"] = saved->warnings;
   print_json(json);
   return kExitOk;
@@ -80,8 +98,15 @@ void add_save(CLI::App& app, int& status) {
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("save", "take a checkpoint of a running VM");
   command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
-  command->add_flag("--paused", options->paused,
-                    "stop the guest until its memory is read out (the only mode yet)");
+  CLI::Option* const live =
+      command->add_flag("--live", options->live, "fail rather than stop the guest while its memory is read");
+  command->add_flag("--paused", options->paused, "stop the guest until its memory is read out")
+      ->excludes(live);
+  command
+      ->add_option("--longest-wait", options->longest_wait_s,
+                   "seconds that a write of the guest may wait for a live save, which is then given up")
+      ->capture_default_str()
+      ->check(CLI::Range(1U, 3600U));
   command->add_flag("--full", options->full, "a checkpoint that needs no other (the only kind yet)");
   command->add_option("--compress", options->compress, "none, lz4, zstd or zstd:LEVEL (1 to 19)")
       ->capture_default_str();

@@ -2,6 +2,7 @@
 #include "vmsieve/qemu/guard_child.h"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -148,12 +149,22 @@ void close_others(GuardDescriptors own) {
   close_range_below(~0U);
 }
 
+/// Waits for the parent's next message. A parent that is watched and silent too long is killed: whatever it
+/// holds of the guest's memory goes with it. The broken link tells of that.
+void kill_when_silent(const GuardDescriptors& own, long deadline) {
+  if (wait_until_ready(own.link, POLLIN, deadline)) return;
+  // Once it has died and somebody else is our parent, its number may be another process's.
+  if (now_milliseconds() >= deadline && ::getppid() == own.parent) ::kill(own.parent, SIGKILL);
+}
+
 /// Waits until the parent says farewell or is gone; true when the guest is then to be resumed.
-bool watch(int link) {
+bool watch(const GuardDescriptors& own) {
   bool armed = false;
+  bool watched = false;
   for (;;) {
+    if (watched) kill_when_silent(own, now_milliseconds() + own.silence_ms);
     char message = 0;
-    const ssize_t n = ::recv(link, &message, 1, 0);
+    const ssize_t n = ::recv(own.link, &message, 1, 0);
     // ECONNRESET: the parent died without having read kArmed; what it sent before still comes.
     if (n < 0 && (errno == EINTR || errno == ECONNRESET)) continue;
     if (n <= 0) return armed;
@@ -162,10 +173,12 @@ bool watch(int link) {
         armed = true;
         const char reply = static_cast<char>(GuardMessage::kArmed);
         // If it cannot be delivered the parent is gone, and the next recv says so.
-        [[maybe_unused]] const ssize_t sent = ::send(link, &reply, 1, MSG_NOSIGNAL);
+        [[maybe_unused]] const ssize_t sent = ::send(own.link, &reply, 1, MSG_NOSIGNAL);
         break;
       }
       case GuardMessage::kDisarm: armed = false; break;
+      case GuardMessage::kBeat: watched = own.silence_ms > 0; break;
+      case GuardMessage::kNoBeat: watched = false; break;
       case GuardMessage::kFarewell: return false;
       case GuardMessage::kArmed: break;
     }
@@ -181,7 +194,7 @@ void run_guard_child(GuardDescriptors own) noexcept {
   close_others(own);
   // Nothing of the parent's file systems is kept busy.
   if (::chdir("/") != 0) ::_exit(1);
-  if (watch(own.link) && resume_on(own.monitor) == Outcome::kDead) {
+  if (watch(own) && resume_on(own.monitor) == Outcome::kDead) {
     ::close(own.monitor);
     resume_on_new_connection(own.handle);
   }

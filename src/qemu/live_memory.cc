@@ -58,8 +58,11 @@ struct LiveMemory::Impl {
   Result<void> read_private(const BlockSegment& segment, u64 offset, std::span<std::byte> out) const;
   Result<void> read_segment(const BlockSegment& segment, u64 offset, std::span<std::byte> out) const;
   Result<void> read_block(u32 block, u64 offset, std::span<std::byte> out) const;
-  std::vector<ByteRange> resident(const BlockSegment& segment, u64 start, u64 end) const;
-  std::vector<ByteRange> populated(const BlockSegment& segment, u64 start, u64 end) const;
+  std::vector<ByteRange> resident(const BlockSegment& segment, u64 start, u64 end,
+                                  Population population) const;
+  std::vector<ByteRange> populated(const BlockSegment& segment, u64 start, u64 end,
+                                   Population population) const;
+  std::vector<PageRun> resident_block(u32 block, u64 first, u64 count, Population population) const;
 };
 
 /// Pages that the process has of its own come from the process; the others from the file, or are zeros
@@ -80,7 +83,7 @@ Result<void> LiveMemory::Impl::read_private(const BlockSegment& segment, u64 off
     }
     return read_file(segment.file->get(), segment.file_offset + (at - segment.start), part(to));
   };
-  for (const ByteRange& range : populated(segment, start, end)) {
+  for (const ByteRange& range : populated(segment, start, end, Population::kPresentOrSwapped)) {
     const u64 first = std::clamp(range.start, at, stop);
     const u64 last = std::clamp(range.end, at, stop);
     if (first > at) VMSIEVE_TRY(read_from_file(first));
@@ -128,16 +131,18 @@ Result<void> LiveMemory::Impl::read_block(u32 block, u64 offset, std::span<std::
 
 /// The populated pages of [start, end) as offsets into the block; all of it where the pagemap cannot
 /// be read.
-std::vector<ByteRange> LiveMemory::Impl::populated(const BlockSegment& segment, u64 start, u64 end) const {
+std::vector<ByteRange> LiveMemory::Impl::populated(const BlockSegment& segment, u64 start, u64 end,
+                                                   Population population) const {
   if (!pagemap) return {{start, end}};
   const u64 base = segment.host.value - segment.start;
-  auto ranges = pagemap->populated(base + start, base + end);
+  auto ranges = pagemap->populated(base + start, base + end, population);
   if (!ranges) return {{start, end}};
   for (ByteRange& range : *ranges) range = {range.start - base, range.end - base};
   return std::move(*ranges);
 }
 
-std::vector<ByteRange> LiveMemory::Impl::resident(const BlockSegment& segment, u64 start, u64 end) const {
+std::vector<ByteRange> LiveMemory::Impl::resident(const BlockSegment& segment, u64 start, u64 end,
+                                                  Population population) const {
   std::vector<ByteRange> in_file;
   if (segment.file) {
     const u64 shift = segment.file_offset - segment.start;
@@ -146,7 +151,7 @@ std::vector<ByteRange> LiveMemory::Impl::resident(const BlockSegment& segment, u
     for (const ByteRange& range : *data) in_file.push_back({range.start - shift, range.end - shift});
   }
   if (segment.kind == Kind::kShared) return in_file;
-  return united(populated(segment, start, end), in_file);
+  return united(populated(segment, start, end, population), in_file);
 }
 
 Result<std::unique_ptr<LiveMemory>> LiveMemory::open(pid_t pid, RamLayout layout) {
@@ -216,21 +221,22 @@ Result<void> LiveMemory::read_block(u32 block, u64 offset, std::span<std::byte> 
   return impl_->read_block(block, offset, out);
 }
 
-std::vector<LiveMemory::PageRun> LiveMemory::resident_block(u32 block, u64 first, u64 count) const {
+std::vector<LiveMemory::PageRun> LiveMemory::Impl::resident_block(u32 block, u64 first, u64 count,
+                                                                  Population population) const {
   std::vector<PageRun> runs;
-  if (block >= impl_->segments.size()) return runs;
-  const std::vector<BlockSegment>& segments = impl_->segments[block];
-  const u64 pages = segments.empty() ? 0 : segments.back().end / kPageSize;
+  if (block >= segments.size()) return runs;
+  const std::vector<BlockSegment>& its = segments[block];
+  const u64 pages = its.empty() ? 0 : its.back().end / kPageSize;
   if (first >= pages) return runs;
   const u64 start = first * kPageSize;
   const u64 end = (first + std::min(count, pages - first)) * kPageSize;
 
   std::vector<ByteRange> ranges;
-  for (const BlockSegment& segment : segments) {
+  for (const BlockSegment& segment : its) {
     const u64 from = std::max(segment.start, start);
     const u64 to = std::min(segment.end, end);
     if (from >= to) continue;
-    for (const ByteRange& range : impl_->resident(segment, from, to)) {
+    for (const ByteRange& range : resident(segment, from, to, population)) {
       append_range(ranges, {round_down(range.start, kPageSize), round_up(range.end, kPageSize)});
     }
   }
@@ -239,6 +245,20 @@ std::vector<LiveMemory::PageRun> LiveMemory::resident_block(u32 block, u64 first
     runs.push_back({range.start / kPageSize, (range.end - range.start) / kPageSize});
   }
   return runs;
+}
+
+std::vector<LiveMemory::PageRun> LiveMemory::resident_block(u32 block, u64 first, u64 count) const {
+  return impl_->resident_block(block, first, count, Population::kPresentOrSwapped);
+}
+
+std::vector<LiveMemory::PageRun> LiveMemory::present_block(u32 block, u64 first, u64 count) const {
+  return impl_->resident_block(block, first, count, Population::kPresent);
+}
+
+bool LiveMemory::is_shared(u32 block) const {
+  const std::vector<BlockSegment>& segments = impl_->segments[block];
+  return std::all_of(segments.begin(), segments.end(),
+                     [](const BlockSegment& s) { return s.kind == Kind::kShared; });
 }
 
 std::vector<PfnRange> LiveMemory::resident(PfnRange range) const {

@@ -37,6 +37,12 @@ class LiveMemory final : public GuestMemory {
   /// The pages of [first, first + count) of a block that may hold something other than zeros,
   /// by SEEK_DATA or pagemap; where neither can be had, all of them.
   std::vector<PageRun> resident_block(u32 block, u64 first, u64 count) const;
+  /// The same, but private pages that are swapped out are not among them, and neither are pages that were
+  /// write-protected before they were ever touched.
+  std::vector<PageRun> present_block(u32 block, u64 first, u64 count) const;
+  /// Is all of a block shared memory? Then reading pages that were never touched costs nothing but time,
+  /// and asking about a few pages takes as long as about all: SEEK_HOLE knows no end.
+  bool is_shared(u32 block) const;
 
  private:
   struct Impl;

@@ -41,6 +41,7 @@ constexpr unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);
 // Documentation/admin-guide/mm/pagemap.rst.
 constexpr u64 kEntryPresent = u64{1} << 63;
 constexpr u64 kEntrySwapped = u64{1} << 62;
+constexpr u64 kEntryWriteProtected = u64{1} << 57;
 constexpr u64 kEntriesPerRead = kMiB / sizeof(u64);
 
 }  // namespace
@@ -61,13 +62,13 @@ Result<Pagemap> Pagemap::open(pid_t pid) {
   return make_error(ErrorKind::kVanished, "process {} is gone", pid);
 }
 
-Result<std::vector<ByteRange>> Pagemap::populated(u64 start, u64 end) const {
-  auto ranges = populated_by_scan(start, end);
+Result<std::vector<ByteRange>> Pagemap::populated(u64 start, u64 end, Population population) const {
+  auto ranges = populated_by_scan(start, end, population);
   if (ranges || ranges.error().kind() != ErrorKind::kUnsupported) return ranges;
-  return populated_by_entries(start, end);
+  return populated_by_entries(start, end, population);
 }
 
-Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end) const {
+Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Population population) const {
   std::array<ScanRegion, 1024> regions;
   std::vector<ByteRange> ranges;
   while (start < end) {
@@ -80,7 +81,7 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end) co
     scan.region_count = regions.size();
     scan.category_inverted = kIsZeroPage;
     scan.category_mask = kIsZeroPage;
-    scan.category_anyof_mask = kIsPresent | kIsSwapped;
+    scan.category_anyof_mask = population == Population::kPresent ? kIsPresent : kIsPresent | kIsSwapped;
     scan.return_mask = kIsPresent;
     const int n = ::ioctl(fd_.get(), kPagemapScan, &scan);
     if (n < 0 && errno == EINTR) continue;
@@ -99,7 +100,9 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end) co
   return ranges;
 }
 
-Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end) const {
+Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,
+                                                             Population population) const {
+  const u64 wanted = population == Population::kPresent ? kEntryPresent : kEntryPresent | kEntrySwapped;
   const u64 pages = (end - start) / kPageSize;
   const std::unique_ptr<u64[]> entries{new u64[std::min(pages, kEntriesPerRead)]};
   std::vector<ByteRange> ranges;
@@ -109,13 +112,23 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end)
     const u64 offset = (start / kPageSize + page) * sizeof(u64);
     VMSIEVE_TRY(pread_exact(fd_.get(), std::as_writable_bytes(chunk), offset, "pagemap"));
     for (u64 i = 0; i < count; ++i) {
-      if ((chunk[i] & (kEntryPresent | kEntrySwapped)) == 0) continue;
+      if ((chunk[i] & wanted) == 0) continue;
       const u64 address = start + (page + i) * kPageSize;
       append_range(ranges, {address, address + kPageSize});
     }
     page += count;
   }
   return ranges;
+}
+
+Result<std::vector<bool>> Pagemap::write_protected(u64 start, u64 end) const {
+  std::vector<u64> entries((end - start) / kPageSize);
+  VMSIEVE_TRY(pread_exact(fd_.get(), std::as_writable_bytes(std::span{entries}),
+                          start / kPageSize * sizeof(u64), "pagemap"));
+  std::vector<bool> protected_pages;
+  protected_pages.reserve(entries.size());
+  for (const u64 entry : entries) protected_pages.push_back((entry & kEntryWriteProtected) != 0);
+  return protected_pages;
 }
 
 std::optional<std::vector<ByteRange>> data_ranges(int fd, u64 start, u64 end) {

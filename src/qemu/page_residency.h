@@ -23,6 +23,10 @@ struct ByteRange {
 /// the last one's start.
 void append_range(std::vector<ByteRange>& ranges, ByteRange range);
 
+/// Which pages count as populated: a page that a userfaultfd write-protected before it was ever touched looks
+/// like one that is swapped out (a PTE marker, include/linux/swapops.h).
+enum class Population { kPresentOrSwapped, kPresent };
+
 /// What a process has populated of its address space (/proc/PID/pagemap). May be used from several
 /// threads.
 class Pagemap {
@@ -34,11 +38,17 @@ class Pagemap {
   /// zero page are left out where the kernel tells them apart. By the PAGEMAP_SCAN ioctl
   /// (Linux 6.7, commit 52526ca7fdb9) where there is one, else by reading the 64-bit entries.
   /// Both addresses must be page-aligned.
-  Result<std::vector<ByteRange>> populated(u64 start, u64 end) const;
+  Result<std::vector<ByteRange>> populated(u64 start, u64 end,
+                                           Population population = Population::kPresentOrSwapped) const;
 
   /// The same by one way only, for tests: kUnsupported when the kernel has no PAGEMAP_SCAN.
-  Result<std::vector<ByteRange>> populated_by_scan(u64 start, u64 end) const;
-  Result<std::vector<ByteRange>> populated_by_entries(u64 start, u64 end) const;
+  Result<std::vector<ByteRange>> populated_by_scan(
+      u64 start, u64 end, Population population = Population::kPresentOrSwapped) const;
+  Result<std::vector<ByteRange>> populated_by_entries(
+      u64 start, u64 end, Population population = Population::kPresentOrSwapped) const;
+
+  /// For each page of [start, end): does a userfaultfd write-protect it?
+  Result<std::vector<bool>> write_protected(u64 start, u64 end) const;
 
  private:
   explicit Pagemap(UniqueFd fd) : fd_(std::move(fd)) {}

@@ -53,7 +53,8 @@ bool is_passing(const std::string& status) {
 
 }  // namespace
 
-Result<std::unique_ptr<PauseGuard>> PauseGuard::make(QmpClient& qmp) {
+Result<std::unique_ptr<PauseGuard>> PauseGuard::make(QmpClient& qmp,
+                                                     std::chrono::milliseconds longest_silence) {
   int ends[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
     return errno_error(errno, "cannot make the pause guard's link");
@@ -65,7 +66,8 @@ Result<std::unique_ptr<PauseGuard>> PauseGuard::make(QmpClient& qmp) {
   UniqueFd handle;
   if (auto opened = open_file(qmp.path(), O_PATH)) handle = std::move(*opened);
 
-  const GuardDescriptors own{child_end.get(), qmp.socket(), handle.get()};
+  const GuardDescriptors own{child_end.get(), qmp.socket(), handle.get(), ::getpid(),
+                             static_cast<long>(longest_silence.count())};
   const SignalBlock block;
   guard->child_ = ::fork();
   if (guard->child_ == 0) run_guard_child(own);
@@ -81,6 +83,10 @@ PauseGuard::~PauseGuard() {
   link_.reset();
   wait_for_child();
 }
+
+void PauseGuard::beat() const { send_message(link_.get(), GuardMessage::kBeat); }
+
+void PauseGuard::end_beat() const { send_message(link_.get(), GuardMessage::kNoBeat); }
 
 void PauseGuard::wait_for_child() {
   const auto deadline = std::chrono::steady_clock::now() + kChildPatience;

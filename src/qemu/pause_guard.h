@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include <sys/types.h>
@@ -24,8 +25,11 @@ namespace vmsieve {
 /// before large buffers are.
 class PauseGuard {
  public:
-  /// Forks the watching child. Call while the guest runs. `qmp` must outlive the guard.
-  static Result<std::unique_ptr<PauseGuard>> make(QmpClient& qmp);
+  /// Forks the watching child. Call while the guest runs. `qmp` must outlive the guard. A process that has
+  /// begun to beat() and then does not for `longest_silence` is killed by the child: what it holds of the
+  /// guest's memory would keep the guest waiting.
+  static Result<std::unique_ptr<PauseGuard>> make(
+      QmpClient& qmp, std::chrono::milliseconds longest_silence = std::chrono::milliseconds(0));
 
   /// Resumes the guest if it is still stopped by us, then lets the child go. If resuming fails, the
   /// child is left to try.
@@ -41,6 +45,10 @@ class PauseGuard {
   /// `cont`, and when QEMU has confirmed it disarms the child. No-op when the guest was not running
   /// before stop().
   Result<void> resume();
+  /// Tells the child that this process is well; from any thread.
+  void beat() const;
+  /// Ends the watch that the first beat() began.
+  void end_beat() const;
   /// Was the guest running when stop() was called?
   bool was_running() const { return was_running_; }
   /// The child's process, for tests and for messages.

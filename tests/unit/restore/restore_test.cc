@@ -33,7 +33,7 @@ std::unique_ptr<Store> make_store(const Folder& folder) {
 }
 
 std::string save(const FirmwareGuest& guest, Store& store) {
-  const auto saved = save_paused(guest.address(), store, {}, [](const Progress&) {});
+  const auto saved = save(guest.address(), store, {}, [](const Progress&) {});
   EXPECT_TRUE(saved.ok()) << saved.error().message();
   return saved.ok() ? saved->manifest.id : "";
 }

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <vector>
+
+#include "vmsieve/base/progress.h"
+#include "vmsieve/base/result.h"
+#include "vmsieve/capture/memory_units.h"
+#include "vmsieve/capture/page_plan.h"
+#include "vmsieve/capture/pipeline.h"
+#include "vmsieve/qemu/live_memory.h"
+#include "vmsieve/qemu/page_residency.h"
+#include "vmsieve/qemu/write_protection.h"
+
+namespace vmsieve {
+
+/// What a live capture cost the guest.
+struct LiveFigures {
+  u64 rewritten_bytes = 0;     ///< written by the guest between start() and freeze(), in whole units
+  u64 waits = 0;               ///< how often the guest's writes waited for a copy
+  double longest_wait_ms = 0;  ///< from when a wait was noticed until the write went through
+};
+
+/// Copies the memory of a guest as it is at one instant, freeze(), while the guest runs before and after it.
+/// docs/live.md says why no write is missed.
+///
+/// A thread of its own answers the guest's writes from start() on: before the instant by letting them through
+/// and noting where they were, after it by copying what they are about to change. When this object goes, or
+/// its process dies, every write goes through.
+class LiveCapture {
+ public:
+  struct Options {
+    /// A write that waits longer for room in the pipeline ends the capture: the guest comes first.
+    std::chrono::milliseconds longest_wait{30000};
+    /// Called by the answering thread ten times a second, unless it cannot do its work.
+    std::function<void()> beat;
+  };
+
+  /// Protects all RAM blocks of `memory`, of process `pid`, while the guest runs. `memory` must outlive this.
+  /// kUnsupported and kBusy as WriteProtection says.
+  static Result<std::unique_ptr<LiveCapture>> start(const LiveMemory& memory, pid_t pid,
+                                                    WriteProtection protection, const Options& options);
+  ~LiveCapture();
+  LiveCapture(const LiveCapture&) = delete;
+  LiveCapture& operator=(const LiveCapture&) = delete;
+
+  /// The instant; the guest must be stopped. Protects again what was written since start(). From the return
+  /// on the guest may run.
+  Result<void> freeze();
+
+  /// After freeze(): the pages of [first, first + count) of a block that may have held something other than
+  /// zeros at the instant.
+  std::vector<LiveMemory::PageRun> resident(u32 block, u64 first, u64 count) const;
+
+  /// Copies all pages that `plan` reads into `pipeline`, with `threads` threads, those first that the guest
+  /// is waiting to write, and lets go of everything. kBusy when memory was taken from the guest before it was
+  /// copied (a balloon, unplugged memory): there is no telling what it held. kTimeout when a write waited too
+  /// long.
+  Result<void> copy(const PagePlan& plan, CapturePipeline& pipeline, unsigned threads,
+                    const ProgressFunction& progress);
+
+  LiveFigures figures() const;
+
+ private:
+  enum class Phase { kTracking, kFreezing, kFrozen, kCopying };
+  enum class State : u8 { kPending, kCopying, kDone };
+  using TimePoint = std::chrono::steady_clock::time_point;
+  struct Wait {
+    std::size_t unit = 0;
+    TimePoint since;
+  };
+  /// A unit that was written between freeze() and copy(), as it was.
+  struct EarlyCopy {
+    std::size_t unit = 0;
+    std::vector<std::byte> bytes;
+  };
+
+  LiveCapture(const LiveMemory& memory, Pagemap pagemap, MemoryUnits units, WriteProtection protection,
+              const Options& options);
+  Result<void> protect_all();
+  void answer();
+  Result<void> answer_writes();
+  Result<void> let_through(const std::vector<std::size_t>& units);
+  Result<void> hurry(const Wait& wait);
+  Result<void> copy_early(const Wait& wait);
+  Result<void> submit_early(const EarlyCopy& copy);
+  Result<void> check_awaited();
+  void note_wait(TimePoint since);
+  bool claim(std::size_t unit);
+  Result<void> release_unused();
+  Result<void> copy_unit(std::size_t unit, std::optional<TimePoint> deadline);
+  Result<void> copy_chunk(const Chunk& chunk, std::optional<TimePoint> deadline);
+  Result<void> check_untouched(std::size_t unit, std::span<const LiveMemory::PageRun> runs) const;
+  void copy_in_background(const ProgressFunction* progress);
+  void fail(const Error& error);
+
+  const LiveMemory& memory_;
+  const Pagemap pagemap_;
+  const MemoryUnits units_;
+  const WriteProtection protection_;
+  const Options options_;
+
+  // Set before the phase is kCopying, and not changed after.
+  std::vector<std::vector<LiveMemory::PageRun>> resident_;  // of each block
+  UnitChunks chunks_;
+  CapturePipeline* pipeline_ = nullptr;
+  std::unique_ptr<std::atomic<State>[]> states_;
+
+  std::atomic<std::size_t> next_unit_ = 0;
+  std::atomic<u64> copied_pages_ = 0;
+  u64 pages_to_copy_ = 0;
+
+  mutable std::mutex mutex_;
+  Phase phase_ = Phase::kTracking;  // under mutex_
+  std::vector<bool> rewritten_;     // under mutex_: units let through while tracking
+  std::deque<Wait> held_;           // under mutex_: writes that wait for freeze() to be done
+  std::vector<EarlyCopy> early_;    // under mutex_
+  std::optional<Error> error_;      // under mutex_
+  LiveFigures figures_;             // under mutex_
+
+  std::vector<Wait> awaited_;  // the answering thread's: units that another thread is copying
+  std::atomic<bool> failed_ = false;
+  std::atomic<bool> ended_ = false;
+  std::thread answering_;
+};
+
+}  // namespace vmsieve

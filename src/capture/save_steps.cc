@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/capture/save_steps.h"
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+
+#include <fmt/chrono.h>
+
+#include "vmsieve/base/clock.h"
+#include "vmsieve/store/memory_writer.h"
+
+namespace vmsieve {
+
+namespace {
+
+/// How often a stop that fell inside the allocator's lock is repeated before the zone is saved in
+/// full. 700 stops of a busy guest met none, so three in a row are no accident.
+constexpr int kClassifyTries = 3;
+
+Result<void> describe_machine(Save& save) {
+  Manifest& m = save.manifest;
+  QmpClient& qmp = *save.vm.qmp;
+  VMSIEVE_ASSIGN(m.machine_type, read_machine_type(qmp));
+  VMSIEVE_ASSIGN(m.accelerator, read_accelerator(qmp));
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(qmp));
+  m.vcpus = vcpu_count(vcpus);
+  VMSIEVE_ASSIGN(const std::vector<WritableDisk> disks, read_writable_disks(qmp));
+  for (const WritableDisk& disk : disks) {
+    m.writable_disks.push_back({disk.device, disk.file});
+    save.warnings.push_back(
+        fmt::format("the writable disk {} ({}) is not part of this checkpoint: keep a copy of it from the "
+                    "moment of the save",
+                    disk.device, disk.file));
+  }
+  m.vm_name = save.vm.process.name;
+  m.vm_pid = static_cast<u64>(save.vm.process.pid);
+  m.qemu_version = qmp.version();
+  m.qemu_package = qmp.package();
+  m.qemu_executable = save.vm.process.executable;
+  m.command_line = save.vm.process.arguments;
+  m.working_directory = save.vm.process.working_directory;
+  for (const RamBlock& block : save.layout().blocks) {
+    m.blocks.push_back(
+        {block.name, block.used_bytes, block.max_bytes, block.host_page_bytes, block.guest_ram});
+    m.guest_bytes += block.used_bytes;
+    m.pages.total += round_up(block.used_bytes, kPageSize) >> kPageShift;
+  }
+  for (const RamMapping& mapping : save.layout().mappings) {
+    m.mappings.push_back({mapping.address.value, mapping.bytes, mapping.block, mapping.block_offset});
+  }
+  return {};
+}
+
+}  // namespace
+
+std::string utc_now() {
+  const auto now = std::chrono::system_clock::now();
+  const auto ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
+  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(std::chrono::system_clock::to_time_t(now)),
+                     ms);
+}
+
+Result<void> attach_and_describe(Save& save, const VmAddress& address) {
+  VMSIEVE_ASSIGN(save.vm, attach(address));
+  VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
+  VMSIEVE_TRY(check_migratable(*save.vm.qmp));
+  return describe_machine(save);
+}
+
+Result<void> check_same_memory(Save& save) {
+  VMSIEVE_ASSIGN(const std::string now, save.vm.qmp->human("info ramblock"));
+  if (now == save.blocks_text) return {};
+  return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
+}
+
+Result<void> rehearse(Save& save, unsigned threads) {
+  FreePages free;
+  if (!save.options.introspection) {
+    save.search.reason = "introspection was switched off";
+  } else {
+    VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
+  }
+  if (save.search.kernel) {
+    auto rehearsed = classify(save.vm, save.search, GuestState::kRunning, save.options.kinds, threads);
+    if (rehearsed.ok()) {
+      free = std::move(*rehearsed);
+    } else if (is_peer_failure(rehearsed.error())) {
+      return rehearsed.error();
+    }
+  }
+  const auto resident = [&](u32 block, u64 first, u64 count) {
+    return save.vm.memory->resident_block(block, first, count);
+  };
+  save.estimated_read_pages = plan_pages(save.layout(), free.runs, free.fill, resident).read_pages;
+  return {};
+}
+
+Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads) {
+  Classified result;
+  result.record.kernel = save.search.kernel ? save.search.kernel->release() : "";
+  result.record.reason = save.search.reason;
+  if (!save.search.kernel) return result;
+  for (int attempt = 1;; ++attempt) {
+    const Stopwatch watch;
+    auto free = classify(save.vm, save.search, GuestState::kStopped, save.options.kinds, threads);
+    result.record.classify_ms = watch.ms();
+    if (!free) {
+      if (is_peer_failure(free.error())) return free.error();
+      result.record.reason = free.error().message();
+      return result;
+    }
+    result.free = std::move(*free);
+    if (result.free.doubts.empty() || attempt == kClassifyTries || !guard.was_running()) break;
+    VMSIEVE_TRY(guard.resume());
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    VMSIEVE_TRY(guard.stop());
+  }
+  result.record.used = result.free.count > 0;
+  result.record.free_pages = {result.free.buddy, result.free.per_cpu, result.free.hugetlb,
+                              result.free.offline};
+  result.record.vmcoreinfo = save.search.kernel->vmcoreinfo().text();
+  result.record.vmcoreinfo_address = save.search.kernel->witness().address.value;
+  for (const std::string& doubt : result.free.doubts) {
+    result.record.reason += (result.record.reason.empty() ? "" : "; ") + doubt;
+  }
+  return result;
+}
+
+Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned threads) {
+  const Stopwatch stopping;
+  VMSIEVE_TRY(guard.stop());
+  save.pause.stop_ms = stopping.ms();
+  save.manifest.was_running = guard.was_running();
+  save.manifest.created = utc_now();
+
+  Stopped stopped;
+  const Stopwatch classifying;
+  VMSIEVE_ASSIGN(stopped.classified, classify_stopped(save, guard, threads));
+  save.pause.classify_ms = classifying.ms();
+
+  const Stopwatch device;
+  VMSIEVE_ASSIGN(stopped.device_state, save_device_state(*save.vm.qmp));
+  save.pause.device_ms = device.ms();
+  return stopped;
+}
+
+std::vector<BlockIndex> build_index(const Save& save, const PagePlan& plan,
+                                    CapturePipeline::Outcome& outcome) {
+  std::vector<BlockIndex> blocks;
+  for (std::size_t i = 0; i < plan.blocks.size(); ++i) {
+    std::vector<PageRun>& runs = outcome.runs[i];
+    runs.insert(runs.end(), plan.blocks[i].known.begin(), plan.blocks[i].known.end());
+    std::sort(runs.begin(), runs.end(),
+              [](const PageRun& a, const PageRun& b) { return a.first_page < b.first_page; });
+    BlockIndex block{save.layout().blocks[i].name, save.layout().blocks[i].used_bytes, {}};
+    for (const PageRun& run : runs) {
+      PageRun* last = block.runs.empty() ? nullptr : &block.runs.back();
+      if (last != nullptr && last->kind == run.kind && run.kind != RunKind::kData && last->fill == run.fill) {
+        last->pages += run.pages;
+      } else {
+        block.runs.push_back(run);
+      }
+    }
+    blocks.push_back(std::move(block));
+  }
+  return blocks;
+}
+
+Result<ObjectRecord> write_device_state(CheckpointWriter& checkpoint, std::span<const std::byte> state) {
+  VMSIEVE_ASSIGN(auto object, checkpoint.create("device"));
+  VMSIEVE_TRY(object->append(state));
+  VMSIEVE_TRY(object->finish());
+  return ObjectRecord{"device", state.size(), checksum(state)};
+}
+
+void report_writing(const CapturePipeline& pipeline, u64 pages, const ProgressFunction& progress) {
+  while (!pipeline.failed() && pipeline.done_pages() < pages) {
+    progress({"writing", pipeline.done_pages() * kPageSize, pages * kPageSize});
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+}  // namespace vmsieve

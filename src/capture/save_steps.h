@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "vmsieve/capture/attach.h"
+#include "vmsieve/capture/page_plan.h"
+#include "vmsieve/capture/pipeline.h"
+#include "vmsieve/capture/save.h"
+#include "vmsieve/qemu/pause_guard.h"
+
+namespace vmsieve {
+
+/// Everything that one save needs, built up while the guest runs.
+struct Save {
+  AttachedVm vm;
+  SaveOptions options;
+  Manifest manifest;
+  PauseParts pause;
+  LiveReport live;
+  std::vector<std::string> warnings;
+  KernelSearch search;
+  u64 estimated_read_pages = 0;
+
+  std::string blocks_text;  ///< `info ramblock` as it was when the layout was read
+
+  const RamLayout& layout() const { return vm.memory->layout(); }
+};
+
+/// What is known of the guest's memory at the stop.
+struct Classified {
+  FreePages free;
+  IntrospectionRecord record;
+};
+
+/// What the pause yields.
+struct Stopped {
+  Classified classified;
+  std::vector<std::byte> device_state;
+};
+
+/// Now, as Manifest::created has it.
+std::string utc_now();
+
+/// Connects to the VM, refuses one that cannot be migrated, and records what a restore needs.
+Result<void> attach_and_describe(Save& save, const VmAddress& address);
+
+/// Memory that is gone reads as zeros, not as an error. So ask once all is read whether QEMU is still
+/// there and still has the RAM blocks that were read (nothing was plugged or unplugged meanwhile).
+Result<void> check_same_memory(Save& save);
+
+/// Finds the kernel and classifies once while the guest runs: the answer is worth nothing as a
+/// proof, but tells how much will be read, and brings page tables and page structures into the
+/// host's caches (a cold first pass takes ten times as long).
+Result<void> rehearse(Save& save, unsigned threads);
+
+/// Classifies the stopped guest. A doubtful zone gets another chance after the guest has run for a
+/// millisecond (the stop may have met the allocator in the middle of its work).
+Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads);
+
+/// Stops the guest, classifies and saves the device state: how every pause begins. The guest is stopped
+/// afterwards, also on failure.
+Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned threads);
+
+/// The complete index of every block: what was known without reading, and what was read.
+std::vector<BlockIndex> build_index(const Save& save, const PagePlan& plan,
+                                    CapturePipeline::Outcome& outcome);
+
+Result<ObjectRecord> write_device_state(CheckpointWriter& checkpoint, std::span<const std::byte> state);
+
+/// Tells the user how far the encoding is, until all is encoded or failed.
+void report_writing(const CapturePipeline& pipeline, u64 pages, const ProgressFunction& progress);
+
+}  // namespace vmsieve
