@@ -33,7 +33,7 @@ _vmsieve() {
   local options="--json --quiet --help"
   case "$command" in
     inspect) options+=" --pages --pause --svg --png --largest --threads" ;;
-    save) options+=" --store --paused --full --compress --no-introspection --omit --threads --buffer-mib" ;;
+    save) options+=" --store --live --paused --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --eager --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     log | verify | rm) options+=" --store" ;;
     show) options+=" --store --pages --memory --svg --png --largest" ;;

@@ -10,6 +10,7 @@
 #include "vmsieve/capture/live_capture.h"
 #include "vmsieve/capture/live_support.h"
 #include "vmsieve/capture/save_steps.h"
+#include "vmsieve/qemu/vm_lock.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
@@ -172,6 +173,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
 
   // ---- The guest runs. Everything that can fail or take long comes first.
   progress({"attaching", 0, 0});
+  VMSIEVE_ASSIGN(const VmLock lock, VmLock::take(address.process.pid));
   VMSIEVE_TRY(attach_and_describe(save, address));
   VMSIEVE_ASSIGN(auto guard, PauseGuard::make(*save.vm.qmp, options.longest_wait + kGraceOfGuard));
   VMSIEVE_ASSIGN(auto checkpoint, store.begin());

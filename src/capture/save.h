@@ -60,7 +60,8 @@ struct SaveReport {
 ///
 /// On any error nothing of the checkpoint remains in the store, and a guest that ran runs on; the
 /// same when this process is killed, by the pause guard and the next Store::sweep(). Blocks until
-/// the checkpoint is durable. One save per VM at a time (QEMU's monitor takes one client).
+/// the checkpoint is durable. One save per VM at a time: kBusy names the process
+/// of the other one.
 /// Forks a process, so call it before starting threads that hold locks.
 Result<SaveReport> save(const VmAddress& vm, Store& store, const SaveOptions& options,
                         const ProgressFunction& progress);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What tests/e2e/test_hazards.py wants a guest to do to itself. Runs beside selfcheck, as root.
+// What tests want a guest to do to itself, or to do beside selfcheck. Runs beside selfcheck, as root.
 //
 //   hazard kexec KERNEL INITRAMFS COMMAND_LINE    into another kernel, at once
 //   hazard crash-kernel KERNEL INITRAMFS COMMAND_LINE    loaded for the case of a panic
@@ -7,18 +7,23 @@
 //                                   tells of other page structures
 //   hazard huge-pages COUNT BYTE    a pool of that many, all written full of the byte and free again
 //   hazard spin                     in user mode, for ever
+//   hazard counter MIB              writes a growing number to pages all over so much memory, in turn, and
+//                                   finds in each what it last wrote there
+//   hazard dirty MIB RATE           writes so many MiB over and over, RATE MiB a second
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/kexec.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, NOTE_HEADER = 24 };
@@ -90,6 +95,49 @@ static void fill_huge_pages(long count, int byte) {
   munmap(memory, bytes);
 }
 
+static char* map_memory(long mib) {
+  char* memory = mmap(NULL, (size_t)mib << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) die("memory");
+  return memory;
+}
+
+// All that it knows is in two places, the memory and its registers: a copy in which one page is of another
+// instant than the rest holds a number that is not the last one.
+static void count_for_ever(long mib) {
+  enum { PLACES = 64 };
+  char* memory = map_memory(mib);
+  size_t step = ((size_t)mib << 20) / PLACES;
+  printf("hazard: counting\n");
+  for (uint64_t number = 1;; number++) {
+    for (size_t i = 0; i < PLACES; i++) {
+      volatile uint64_t* place = (volatile uint64_t*)(memory + i * step + i * PAGE % step);
+      if (*place != number - 1) {
+        printf("selfcheck: FAIL counter: place %zu holds %lu, not %lu\n", i, *place, number - 1);
+        exit(1);
+      }
+      *place = number;
+    }
+    if (number % (1 << 20) == 0) printf("hazard: counted to %lu\n", number);
+  }
+}
+
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
+}
+
+static void dirty_for_ever(long mib, long rate) {
+  char* memory = map_memory(mib);
+  double begun = now();
+  for (unsigned long written = 0;; written++) {
+    memset(memory + written % (unsigned long)mib * (1 << 20), (int)written, 1 << 20);
+    if (written == (unsigned long)mib) printf("hazard: dirtying\n");
+    double ahead = begun + (double)written / (double)rate - now();
+    if (ahead > 0) usleep((useconds_t)(ahead * 1e6));
+  }
+}
+
 int main(int count, char** arguments) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   const char* what = count > 1 ? arguments[1] : "";
@@ -107,6 +155,8 @@ int main(int count, char** arguments) {
     fill_huge_pages(atol(arguments[2]), (int)strtol(arguments[3], NULL, 0));
     return 0;
   }
+  if (!strcmp(what, "counter") && count == 3) count_for_ever(atol(arguments[2]));
+  if (!strcmp(what, "dirty") && count == 4) dirty_for_ever(atol(arguments[2]), atol(arguments[3]));
   if (!strcmp(what, "spin"))
     for (;;) __asm__ volatile("");
   printf("hazard: what is %s?\n", what);

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <sys/types.h>
+
+#include "vmsieve/base/fd.h"
+#include "vmsieve/base/result.h"
+
+namespace vmsieve {
+
+/// Keeps other processes of this program off a VM for as long as it lives, or its process does: a record lock
+/// (fcntl(2) F_SETLK) on the byte whose number is QEMU's process id, in one file for all VMs, vms.lock in
+/// /run/vmsieve, for others than root in $XDG_RUNTIME_DIR/vmsieve. Such locks do not pass to forked
+/// processes, and the kernel knows who holds one.
+class VmLock {
+ public:
+  /// kBusy naming the process that holds it. Where the file cannot be made there is no lock, and no error.
+  static Result<VmLock> take(pid_t qemu);
+
+ private:
+  explicit VmLock(UniqueFd fd) : fd_(std::move(fd)) {}
+
+  UniqueFd fd_;
+};
+
+}  // namespace vmsieve
