@@ -51,11 +51,11 @@ Result<KernelSearch> search_kernel(AttachedVm& vm) {
 }
 
 Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, GuestState state, FreeKinds kinds,
-                           unsigned threads) {
+                           unsigned threads, EarlierScan* earlier) {
   VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
   VMSIEVE_TRY(state == GuestState::kStopped ? search.kernel->prove_live(*vm.memory, vcpus)
                                             : search.kernel->seems_live(*vm.memory, vcpus));
-  FindOptions options{threads, nullptr, kinds};
+  FindOptions options{threads, nullptr, kinds, earlier};
   if (search.symbols) options.allocator = &search.allocator;
   return find_free_pages(*vm.memory, *search.kernel, options);
 }

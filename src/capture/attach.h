@@ -44,8 +44,9 @@ enum class GuestState { kRunning, kStopped };
 /// `search` must have a kernel. Proves it live (checks A to C) and finds the free pages (D to H), at this
 /// instant; of a running guest the answer is an estimate. Any doubt about the whole is an error of kind
 /// kIncompatible or kDamaged; kVanished, kTimeout and kRefused mean that QEMU itself failed.
+/// `earlier` as of FindOptions.
 Result<FreePages> classify(AttachedVm& vm, const KernelSearch& search, GuestState state, FreeKinds kinds,
-                           unsigned threads);
+                           unsigned threads, EarlierScan* earlier = nullptr);
 
 /// Did QEMU or its process fail, rather than the guest's structures fail to convince?
 bool is_peer_failure(const Error& error);

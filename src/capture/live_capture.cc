@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/live_capture.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
 #include <algorithm>
 #include <cstring>
 
@@ -12,6 +14,7 @@ using Clock = std::chrono::steady_clock;
 
 /// How long the answering thread sleeps at most: the end of a capture waits for it.
 constexpr int kPollMilliseconds = 20;
+constexpr int kAnsweringPriority = -10;
 constexpr std::chrono::milliseconds kBeatPeriod{100};
 
 double ms_since(Clock::time_point since) {
@@ -104,6 +107,8 @@ Result<void> LiveCapture::protect_all() {
 // ---- the answering thread ----
 
 void LiveCapture::answer() {
+  // The guest waits for this thread. Without the right to it, it is one of many.
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kAnsweringPriority);
   TimePoint next_beat{};
   while (!ended_) {
     if (options_.beat && Clock::now() >= next_beat) {
@@ -178,6 +183,28 @@ void LiveCapture::note_wait(TimePoint since) {
   const std::lock_guard lock(mutex_);
   ++figures_.waits;
   figures_.longest_wait_ms = std::max(figures_.longest_wait_ms, ms_since(since));
+}
+
+bool LiveCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
+  const auto& mappings = memory_.layout().mappings;
+  auto mapping = std::upper_bound(mappings.begin(), mappings.end(), address,
+                                  [](GuestPhysical at, const RamMapping& m) { return at < m.address; });
+  if (mapping == mappings.begin()) return false;
+  --mapping;
+  const u64 into = address - mapping->address;
+  // What is in more than one mapping is not worth the trouble.
+  if (into >= mapping->bytes || bytes > mapping->bytes - into) return false;
+  const u64 host = units_.block(mapping->block).start + mapping->block_offset + into;
+  const u64 last = host + bytes - 1;
+  const std::lock_guard lock(mutex_);
+  if (failed_) return false;
+  for (u64 at = host;;) {
+    const auto unit = units_.at(at);
+    if (!unit || rewritten_[*unit]) return false;
+    const u64 end = units_.host(*unit).end;
+    if (end > last) return true;
+    at = end;
+  }
 }
 
 // ---- the instant ----

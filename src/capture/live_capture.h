@@ -53,6 +53,9 @@ class LiveCapture {
   LiveCapture(const LiveCapture&) = delete;
   LiveCapture& operator=(const LiveCapture&) = delete;
 
+  /// Was nothing written to this guest-physical memory since start() returned? Before freeze().
+  bool is_unwritten(GuestPhysical address, u64 bytes) const;
+
   /// The instant; the guest must be stopped. Protects again what was written since start(). From the return
   /// on the guest may run.
   Result<void> freeze();

@@ -76,6 +76,12 @@ Result<void> read_out(const LiveMemory& memory, CapturePipeline& pipeline, std::
   return {};
 }
 
+PagePlan plan_paused(const Save& save, const FreePages& free) {
+  return plan_pages(save.layout(), free.runs, free.fill, [&](u32 block, u64 first, u64 count) {
+    return save.vm.memory->resident_block(block, first, count);
+  });
+}
+
 /// The guest stops until its used pages are in buffers. When it fails the guest may still be stopped: the
 /// guard's destructor resumes it.
 Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& pipeline, unsigned threads,
@@ -86,10 +92,7 @@ Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& 
   VMSIEVE_ASSIGN(captured.stopped, stop_and_classify(save, guard, threads));
 
   const Stopwatch planning;
-  const FreePages& free = captured.stopped.classified.free;
-  captured.plan = plan_pages(save.layout(), free.runs, free.fill, [&](u32 block, u64 first, u64 count) {
-    return save.vm.memory->resident_block(block, first, count);
-  });
+  captured.plan = plan_paused(save, captured.stopped.classified.free);
   std::vector<Chunk> chunks = cut_chunks(captured.plan, pipeline.chunk_pages());
   save.pause.plan_ms = planning.ms();
 
@@ -136,6 +139,7 @@ Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pi
   VMSIEVE_TRY(live.copy(captured.plan, pipeline, threads, progress));
   save.live.copy_ms = copying.ms();
   save.live.figures = live.figures();
+  save.live.sections_reused = save.earlier.reused;
   VMSIEVE_TRY(check_same_memory(save));
   return captured;
 }
@@ -153,7 +157,12 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
       start_live_capture(*save.vm.memory, save.vm.process.pid,
                          {.longest_wait = save.options.longest_wait, .beat = [&guard] { guard.beat(); }});
   save.live.prepare_ms = preparing.ms();
-  if (live.ok()) return live;
+  if (live.ok()) {
+    save.earlier.unwritten = [capture = live->get()](const PhysicalExtent& extent) {
+      return capture->is_unwritten(extent.address, extent.bytes);
+    };
+    return live;
+  }
   if (is_peer_failure(live.error()) && live.error().kind() != ErrorKind::kPermission) return live.error();
   if (save.options.mode == SaveMode::kLive) return live.error().with_context("a live save is not possible");
   save.live.reason = live.error().message();
@@ -180,14 +189,18 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   VMSIEVE_ASSIGN(auto memory_object, checkpoint->create("memory"));
   MemoryObjectWriter memory_writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
-  VMSIEVE_TRY(rehearse(save, threads));
+  VMSIEVE_TRY(find_kernel(save));
   VMSIEVE_ASSIGN(auto live, begin_live(save, *guard));
+  VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(memory_writer, save.layout().blocks.size(),
                                                       {.compression = options.compression,
                                                        .threads = threads,
                                                        .buffer_bytes = options.buffer_bytes}));
-  // An eighth more than the rehearsal found: the guest has not stood still since.
-  if (!live) pipeline->prefault((save.estimated_read_pages + save.estimated_read_pages / 8) * kPageSize);
+  if (!live) {
+    // An eighth more than the rehearsal found: the guest has not stood still since.
+    const u64 pages = plan_paused(save, rehearsed).read_pages;
+    pipeline->prefault((pages + pages / 8) * kPageSize);
+  }
   save.manifest.mode = live ? "live" : "paused";
 
   // ---- The guest stops and runs again.

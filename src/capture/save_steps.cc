@@ -75,26 +75,23 @@ Result<void> check_same_memory(Save& save) {
   return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
 }
 
-Result<void> rehearse(Save& save, unsigned threads) {
-  FreePages free;
+Result<void> find_kernel(Save& save) {
   if (!save.options.introspection) {
     save.search.reason = "introspection was switched off";
-  } else {
-    VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
+    return {};
   }
-  if (save.search.kernel) {
-    auto rehearsed = classify(save.vm, save.search, GuestState::kRunning, save.options.kinds, threads);
-    if (rehearsed.ok()) {
-      free = std::move(*rehearsed);
-    } else if (is_peer_failure(rehearsed.error())) {
-      return rehearsed.error();
-    }
-  }
-  const auto resident = [&](u32 block, u64 first, u64 count) {
-    return save.vm.memory->resident_block(block, first, count);
-  };
-  save.estimated_read_pages = plan_pages(save.layout(), free.runs, free.fill, resident).read_pages;
+  VMSIEVE_ASSIGN(save.search, search_kernel(save.vm));
   return {};
+}
+
+Result<FreePages> rehearse(Save& save, unsigned threads) {
+  FreePages free;
+  if (!save.search.kernel) return free;
+  auto rehearsed =
+      classify(save.vm, save.search, GuestState::kRunning, save.options.kinds, threads, &save.earlier);
+  if (rehearsed.ok()) return rehearsed;
+  if (is_peer_failure(rehearsed.error())) return rehearsed.error();
+  return free;
 }
 
 Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads) {
@@ -104,7 +101,8 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
   if (!save.search.kernel) return result;
   for (int attempt = 1;; ++attempt) {
     const Stopwatch watch;
-    auto free = classify(save.vm, save.search, GuestState::kStopped, save.options.kinds, threads);
+    auto free =
+        classify(save.vm, save.search, GuestState::kStopped, save.options.kinds, threads, &save.earlier);
     result.record.classify_ms = watch.ms();
     if (!free) {
       if (is_peer_failure(free.error())) return free.error();

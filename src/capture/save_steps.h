@@ -21,7 +21,7 @@ struct Save {
   LiveReport live;
   std::vector<std::string> warnings;
   KernelSearch search;
-  u64 estimated_read_pages = 0;
+  EarlierScan earlier;  ///< of page structures, made while a live save's protection sees what is written
 
   std::string blocks_text;  ///< `info ramblock` as it was when the layout was read
 
@@ -50,10 +50,13 @@ Result<void> attach_and_describe(Save& save, const VmAddress& address);
 /// there and still has the RAM blocks that were read (nothing was plugged or unplugged meanwhile).
 Result<void> check_same_memory(Save& save);
 
-/// Finds the kernel and classifies once while the guest runs: the answer is worth nothing as a
-/// proof, but tells how much will be read, and brings page tables and page structures into the
-/// host's caches (a cold first pass takes ten times as long).
-Result<void> rehearse(Save& save, unsigned threads);
+/// Finds the guest's kernel, while it runs.
+Result<void> find_kernel(Save& save);
+
+/// Classifies once while the guest runs: the answer is worth nothing as a proof, but tells how much will be
+/// read, and brings page tables and page structures into the host's caches (a cold first pass takes ten times
+/// as long). In a live save the sections that are not written until the stop need not be read again.
+Result<FreePages> rehearse(Save& save, unsigned threads);
 
 /// Classifies the stopped guest. A doubtful zone gets another chance after the guest has run for a
 /// millisecond (the stop may have met the allocator in the middle of its work).

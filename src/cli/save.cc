@@ -83,6 +83,7 @@ int save(const Options& options, const Common& common) {
     json["live"] = {{"prepare_ms", saved->live.prepare_ms},
                     {"copy_ms", saved->live.copy_ms},
                     {"rewritten_bytes", figures.rewritten_bytes},
+                    {"sections_reused", saved->live.sections_reused},
                     {"waits", figures.waits},
                     {"longest_wait_ms", figures.longest_wait_ms}};
   }

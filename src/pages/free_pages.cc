@@ -247,8 +247,8 @@ Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& 
   VMSIEVE_ASSIGN(const auto sections, read_memory_sections(memory, kernel.page_tables(), layout));
   VMSIEVE_TRY(check_witness_page(memory, kernel, layout, sections));
   const ScanWants wants{options.allocator != nullptr && options.kinds.per_cpu, options.kinds.offline};
-  VMSIEVE_ASSIGN(const auto scans,
-                 scan_sections(memory, kernel.page_tables(), layout, sections, wants, options.threads));
+  VMSIEVE_ASSIGN(auto scans, scan_sections(memory, kernel.page_tables(), layout, sections, wants,
+                                           options.threads, options.earlier));
   std::vector<NodePlace> nodes;
   if (!layout.node_data) {
     VMSIEVE_ASSIGN(nodes, find_nodes(memory, kernel.page_tables(), layout, memmap_range(layout, sections),
@@ -276,6 +276,7 @@ Result<FreePages> find_free_pages(const GuestMemory& memory, const LinuxKernel& 
                options.kinds, result);
   }
   for (const PfnRange& run : result.runs) result.count += run.count;
+  if (options.earlier != nullptr) options.earlier->scans = std::move(scans);
   return result;
 }
 

@@ -8,6 +8,7 @@
 #include "vmsieve/guest/linux_kernel.h"
 #include "vmsieve/guest/memory.h"
 #include "vmsieve/pages/allocator_layout.h"
+#include "vmsieve/pages/section_scan.h"
 
 namespace vmsieve {
 
@@ -24,6 +25,8 @@ struct FindOptions {
   /// the same kernel; must outlive the call.
   const AllocatorLayout* allocator = nullptr;
   FreeKinds kinds{};
+  /// What an earlier call on the same kernel, with the same options, has found; afterwards what this one has.
+  EarlierScan* earlier = nullptr;
 };
 
 /// Pages of the guest whose content nobody needs, each proved by checks D to H (docs/hazards.md).

@@ -15,6 +15,7 @@ namespace {
 // Struct pages are read so many bytes at a time: enough that the system call does not count, few
 // enough that they are still in the second-level cache when they are looked at.
 constexpr u64 kChunkBytes = 256 * kKiB;
+constexpr std::size_t kSectionsPerThread = 8;
 
 // Hands out the bytes of extents in order, however they are cut.
 class ExtentReader {
@@ -46,12 +47,13 @@ class ExtentReader {
 class Scanner {
  public:
   Scanner(const GuestMemory& memory, const PageTableRoot& tables, const PageLayout& layout,
-          const std::vector<MemorySection>& sections, ScanWants wants)
+          const std::vector<MemorySection>& sections, ScanWants wants, const EarlierScan* earlier)
       : memory_(memory),
         tables_(tables),
         layout_(layout),
         sections_(sections),
         wants_(wants),
+        earlier_(earlier),
         memmap_(memmap_range(layout, sections)),
         results_(sections.size()) {
     // A power of two of pages, so that chunks divide a section, and no shorter than a block.
@@ -67,13 +69,13 @@ class Scanner {
       if (i >= sections_.size()) return;
       results_[i].first = sections_[i].first;
       results_[i].frame_shift = layout_.frame_shift();
-      const auto scanned = scan_section(sections_[i], buffer, results_[i].found);
-      if (scanned.ok()) {
-        keep_ram_only(results_[i]);
-        bound_unlisted(results_[i].found);
-      } else {
+      const auto scanned = take_over_or_scan(sections_[i], buffer, results_[i]);
+      if (!scanned.ok()) {
         give_up(scanned.error(), results_[i]);
+        continue;
       }
+      if (!*scanned) keep_ram_only(results_[i]);
+      bound_unlisted(results_[i].found);
     }
   }
 
@@ -81,10 +83,13 @@ class Scanner {
     if (error_) return *error_;
     return std::move(results_);
   }
+  u64 reused() const { return reused_; }
 
  private:
-  Result<void> scan_section(const MemorySection& section, std::span<std::byte> buffer,
-                            SectionScan& found) const;
+  Result<bool> take_over_or_scan(const MemorySection& section, std::span<std::byte> buffer,
+                                 ScannedSection& result);
+  bool take_over(ScannedSection& result) const;
+  Result<void> scan_section(std::span<std::byte> buffer, ScannedSection& result) const;
   void keep_ram_only(ScannedSection& section) const;
   void give_up(const Error& error, ScannedSection& section);
   // A section that would exceed the limit shows none: its pages are then found on no list.
@@ -98,10 +103,12 @@ class Scanner {
   const PageLayout& layout_;
   const std::vector<MemorySection>& sections_;
   const ScanWants wants_;
+  const EarlierScan* const earlier_;
   VirtualRange memmap_;
   u64 chunk_pages_;
   std::atomic<std::size_t> next_ = 0;
   std::atomic<u64> unlisted_ = 0;
+  std::atomic<u64> reused_ = 0;
   std::atomic<bool> failed_ = false;
   std::vector<ScannedSection> results_;  // each touched by the one thread that took it
 
@@ -109,12 +116,36 @@ class Scanner {
   std::optional<Error> error_;  // under mutex_
 };
 
-Result<void> Scanner::scan_section(const MemorySection& section, std::span<std::byte> buffer,
-                                   SectionScan& found) const {
+// True when the earlier scan's answer, blocks judged by RAM included, still holds.
+Result<bool> Scanner::take_over_or_scan(const MemorySection& section, std::span<std::byte> buffer,
+                                        ScannedSection& result) {
+  const u64 bytes = layout_.pages_per_section() * layout_.page_bytes;
+  VMSIEVE_ASSIGN(result.extents, translate_range(memory_, tables_, section.memmap, bytes));
+  if (take_over(result)) {
+    ++reused_;
+    return true;
+  }
+  VMSIEVE_TRY(scan_section(buffer, result));
+  return false;
+}
+
+bool Scanner::take_over(ScannedSection& result) const {
+  if (earlier_ == nullptr || !earlier_->unwritten) return false;
+  const auto before = std::lower_bound(earlier_->scans.begin(), earlier_->scans.end(), result.first,
+                                       [](const ScannedSection& s, Pfn first) { return s.first < first; });
+  if (before == earlier_->scans.end() || before->first != result.first || !before->unreadable.empty() ||
+      before->extents != result.extents ||
+      !std::all_of(result.extents.begin(), result.extents.end(), earlier_->unwritten)) {
+    return false;
+  }
+  result = *before;
+  return true;
+}
+
+Result<void> Scanner::scan_section(std::span<std::byte> buffer, ScannedSection& result) const {
   const u64 pages = layout_.pages_per_section();
-  VMSIEVE_ASSIGN(const auto extents,
-                 translate_range(memory_, tables_, section.memmap, pages * layout_.page_bytes));
-  ExtentReader reader(memory_, extents);
+  SectionScan& found = result.found;
+  ExtentReader reader(memory_, result.extents);
   ScanWants wants = wants_;
   for (u64 done = 0; done < pages; done += chunk_pages_) {
     VMSIEVE_TRY(reader.read(buffer));
@@ -177,10 +208,13 @@ VirtualRange memmap_range(const PageLayout& layout, const std::vector<MemorySect
 Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, const PageTableRoot& tables,
                                                   const PageLayout& layout,
                                                   const std::vector<MemorySection>& sections, ScanWants wants,
-                                                  unsigned threads) {
-  Scanner scanner(memory, tables, layout, sections, wants);
-  const auto useful = static_cast<unsigned>(std::min<std::size_t>(threads, sections.size()));
+                                                  unsigned threads, EarlierScan* earlier) {
+  Scanner scanner(memory, tables, layout, sections, wants, earlier);
+  // A thread for less than a GiB or so is not worth waiting for where the host is busy.
+  const std::size_t worthwhile = std::max<std::size_t>(1, sections.size() / kSectionsPerThread);
+  const auto useful = static_cast<unsigned>(std::min<std::size_t>(threads, worthwhile));
   run_workers(useful, [&scanner] { scanner.work(); });
+  if (earlier != nullptr) earlier->reused = scanner.reused();
   return std::move(scanner).finish();
 }
 
