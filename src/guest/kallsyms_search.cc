@@ -199,6 +199,7 @@ void add_places(std::span<const std::byte> image, GuestVirtual base, const Names
 void search_piece(std::span<const std::byte> image, GuestVirtual base, Budget& budget,
                   std::vector<Kallsyms::Place>& places) {
   u64 from = 0;
+  if (image.empty()) return;
   for (; budget.digits > 0 && budget.tables > 0; --budget.digits) {
     const void* const hit =
         ::memmem(image.data() + from, image.size() - from, kDigits.data(), kDigits.size());

@@ -32,7 +32,12 @@ struct Image {
 std::vector<std::byte> good(unsigned kind) {
   const Offsets offsets[] = {Offsets::kBaseRelative, Offsets::kAbsolutePerCpu, Offsets::kPlaceRelative};
   const FakeKallsyms made({{'D', "linux_banner", kImage}, {'B', "hugetlb_lock", kImage + 0x8000}},
-                          kImage + kTablesAt, {offsets[kind % 3], kind >= 3, 300});
+                          kImage + kTablesAt,
+                          {.offsets = offsets[kind % 3],
+                           .offsets_first = kind >= 3,
+                           .sequences = kind % 2 == 1,
+                           .names_at_once = kind == 5,
+                           .fillers = 300});
   std::vector<std::byte> bytes(kImageBytes);
   std::ranges::copy(as_byte_span("Linux version 6.12.0-fake"), bytes.begin());
   VMSIEVE_CHECK(made.bytes().size() <= kImageBytes - kTablesAt);
@@ -46,7 +51,8 @@ std::vector<std::byte> good(unsigned kind) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size < 1) return 0;
   static Image image;
-  static const std::array<std::vector<std::byte>, 5> whole{good(0), good(1), good(2), good(3), good(4)};
+  static const std::array<std::vector<std::byte>, 6> whole{good(0), good(1), good(2),
+                                                           good(3), good(4), good(5)};
   const std::span input(reinterpret_cast<const std::byte*>(data) + 1, size - 1);
   std::vector<std::byte> bytes(kImageBytes);
   if (data[0] % 6 < whole.size()) {
