@@ -158,8 +158,8 @@ u64 signals_that_can_wait() {
   return mask;
 }
 
-/// The registers with which the thread goes on, as the kernel would set them if a signal without
-/// SA_RESTART's consent had come: calls restart, except those that need the kernel's restart block.
+/// What the kernel does when no signal is handled: interrupted calls begin again. Only those that continue
+/// from the kernel's restart block, which rt_sigreturn discards, return EINTR instead.
 void apply_restart(user_regs_struct& registers) {
   if (static_cast<i64>(registers.orig_rax) < 0) return;
   const auto result = static_cast<i64>(registers.rax);
