@@ -49,19 +49,27 @@ constexpr std::string_view kDigits(
     "9\0",
     20);
 
-// Where the table begins whose token '0' is at `zero`.
-std::optional<u64> table_begin(std::span<const std::byte> image, u64 zero) {
+// Where the table may begin whose token '0' is at `zero`, nearest first. What stands before it need not end
+// with a NUL, but the table is aligned.
+std::vector<u64> table_begins(std::span<const std::byte> image, u64 zero) {
   u64 at = zero;
-  for (u64 token = 0; token < '0'; ++token) {
-    if (at == 0 || image[at - 1] != std::byte{0}) return std::nullopt;
+  for (u64 token = 1; token < '0'; ++token) {
+    if (at == 0 || image[at - 1] != std::byte{0}) return {};
     --at;  // the NUL of the token before
     u64 length = 0;
     while (at > 0 && image[at - 1] != std::byte{0}) {
       --at;
-      if (++length > Kallsyms::kMaxNameBytes) return std::nullopt;
+      if (++length > Kallsyms::kMaxNameBytes) return {};
     }
   }
-  return at;
+  if (at == 0 || image[at - 1] != std::byte{0}) return {};
+  std::vector<u64> begins;
+  const u64 end = at - 1;  // of the first token
+  for (at = end; end - at <= Kallsyms::kMaxNameBytes; --at) {
+    if (at % kAlignment == 0) begins.push_back(at);
+    if (at == 0 || image[at - 1] == std::byte{0}) break;
+  }
+  return begins;
 }
 
 // Is the index of the table that begins at `table` right behind it? Where, and where it ends.
@@ -206,10 +214,14 @@ void search_piece(std::span<const std::byte> image, GuestVirtual base, Budget& b
     if (hit == nullptr) return;
     const auto at = static_cast<u64>(static_cast<const std::byte*>(hit) - image.data());
     from = at + 1;
-    const auto table = table_begin(image, at);
+    std::optional<u64> table;
+    std::optional<u64> index;
+    for (const u64 begin : table_begins(image, at)) {
+      index = index_of(image, begin);
+      if (index) table = begin;
+      if (index) break;
+    }
     if (!table) continue;
-    const auto index = index_of(image, *table);
-    if (!index) continue;
     --budget.tables;
     const auto markers = markers_before(image, *table);
     auto names = markers ? names_before(image, *markers) : std::nullopt;

@@ -55,8 +55,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
                                                            good(3), good(4), good(5)};
   const std::span input(reinterpret_cast<const std::byte*>(data) + 1, size - 1);
   std::vector<std::byte> bytes(kImageBytes);
-  if (data[0] % 6 < whole.size()) {
-    bytes = whole[data[0] % 6];
+  if (data[0] % 7 < whole.size()) {
+    bytes = whole[data[0] % 7];
     for (std::size_t at = 0; at + 6 <= input.size(); at += 6) {
       const u64 offset = load_le<u16>(&input[at]) % (bytes.size() - 3);
       std::copy_n(&input[at + 2], 4, &bytes[offset]);
