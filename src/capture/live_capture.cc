@@ -346,6 +346,7 @@ Result<void> LiveCapture::copy_unit(std::size_t unit, std::optional<TimePoint> d
   const std::size_t end = chunks_.first_chunk[unit + 1];
   std::vector<LiveMemory::PageRun> copied;
   for (std::size_t i = first; i < end; ++i) {
+    if (failed_) return {};  // the error is known, and the store may be slow
     VMSIEVE_TRY(copy_chunk(chunks_.chunks[i], deadline));
     for (const BlockPages& run : chunks_.chunks[i].runs) copied.push_back({run.first_page, run.pages});
   }
@@ -394,10 +395,12 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
       std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   protection_.end();
-  // Nobody adds to them any more.
+  {
+    const std::lock_guard lock(mutex_);
+    if (error_) return *error_;
+  }
+  // All units are done, so nobody adds to them any more. After an error somebody might.
   for (const EarlyCopy& early : early_) VMSIEVE_TRY(submit_early(early));
-  const std::lock_guard lock(mutex_);
-  if (error_) return *error_;
   return {};
 }
 

@@ -163,6 +163,7 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
     };
     return live;
   }
+  guard.end_beat();  // it may have begun to beat before it failed
   if (is_peer_failure(live.error()) && live.error().kind() != ErrorKind::kPermission) return live.error();
   if (save.options.mode == SaveMode::kLive) return live.error().with_context("a live save is not possible");
   save.live.reason = live.error().message();
@@ -206,7 +207,8 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   // ---- The guest stops and runs again.
   auto captured = live ? capture_live(save, *guard, *pipeline, *live, threads, progress)
                        : capture_paused(save, *guard, *pipeline, threads, progress);
-  live.reset();   // lets go of the guest's memory
+  live.reset();  // lets go of the guest's memory
+  guard->end_beat();
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up
   if (!captured.ok()) {
     // The pipeline's own error (a full disk) is the cause when it failed first.

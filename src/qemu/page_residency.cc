@@ -123,8 +123,12 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,
 
 Result<std::vector<bool>> Pagemap::write_protected(u64 start, u64 end) const {
   std::vector<u64> entries((end - start) / kPageSize);
-  VMSIEVE_TRY(pread_exact(fd_.get(), std::as_writable_bytes(std::span{entries}),
-                          start / kPageSize * sizeof(u64), "pagemap"));
+  const auto read = pread_exact(fd_.get(), std::as_writable_bytes(std::span{entries}),
+                                start / kPageSize * sizeof(u64), "pagemap");
+  // It ends early only when the process's address space is gone (fs/proc/task_mmu.c, pagemap_read()).
+  if (!read && read.error().kind() == ErrorKind::kDamaged)
+    return Error(ErrorKind::kVanished, "the process has gone");
+  VMSIEVE_TRY(read);
   std::vector<bool> protected_pages;
   protected_pages.reserve(entries.size());
   for (const u64 entry : entries) protected_pages.push_back((entry & kEntryWriteProtected) != 0);

@@ -47,7 +47,7 @@ class Pagemap {
   Result<std::vector<ByteRange>> populated_by_entries(
       u64 start, u64 end, Population population = Population::kPresentOrSwapped) const;
 
-  /// For each page of [start, end): does a userfaultfd write-protect it?
+  /// For each page of [start, end): does a userfaultfd write-protect it? kVanished when the process is gone.
   Result<std::vector<bool>> write_protected(u64 start, u64 end) const;
 
  private:

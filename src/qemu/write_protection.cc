@@ -104,6 +104,8 @@ void WriteProtection::end() const {
     uffdio_range ask{range.start, range.end - range.start};
     // It fails only when the process or the mapping is gone, and with it the protection.
     ::ioctl(fd_.get(), UFFDIO_UNREGISTER, &ask);
+    // Unregistering wakes who waits for a missing page, not who waits to write (userfaultfd_unregister()).
+    ::ioctl(fd_.get(), UFFDIO_WAKE, &ask);
   }
 }
 
