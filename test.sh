@@ -46,7 +46,7 @@ wanted() {
 step() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
 
 jobs="$(nproc)"
-fuzz_seconds=30
+fuzz_seconds=60
 if ((long)); then
   fuzz_seconds=1800
   export VMSIEVE_LONG=1
@@ -86,7 +86,7 @@ if wanted unit; then
 fi
 
 if wanted fuzz; then
-  step "fuzzers, $fuzz_seconds s each"
+  step "fuzzers, up to $fuzz_seconds s each"
   scripts/fuzz.sh build/check "$fuzz_seconds" "$jobs"
 fi
 

@@ -1,22 +1,88 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/live_support.h"
 
+#include <fcntl.h>
+#include <algorithm>
+
+#include "vmsieve/qemu/qmp_wire.h"
 #include "vmsieve/qemu/remote_userfaultfd.h"
 #include "vmsieve/qemu/shared_mappings.h"
 
 namespace vmsieve {
 
-Result<std::unique_ptr<LiveCapture>> start_live_capture(const LiveMemory& memory, pid_t pid,
-                                                        const LiveCapture::Options& options) {
-  VMSIEVE_ASSIGN(const std::optional<pid_t> other, other_process_with_memory(pid, memory.layout()));
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr u64 kMaxDescriptor = u64{1} << 30;
+
+/// For a QEMU that has no right to a userfaultfd of its own, as under libvirt: we open the device that makes
+/// them, and pass it.
+Result<UniqueFd> take_by_device(AttachedVm& vm) {
+  VMSIEVE_ASSIGN(const UniqueFd device, open_file("/dev/userfaultfd", O_RDWR));
+  VMSIEVE_ASSIGN(const Json added,
+                 vm.qmp->execute("add-fd", Json::object(), QmpClient::kDefaultTimeout, device.get()));
+  const auto set = json_u64(added, "fdset-id");
+  const auto number = json_u64(added, "fd");
+  if (!set || !number || *number > kMaxDescriptor)
+    return make_error(ErrorKind::kDamaged, "QEMU's answer to add-fd names no descriptor");
+  auto taken = take_userfaultfd(vm.process.pid, static_cast<int>(*number));
+  auto removed = vm.qmp->execute("remove-fd", Json{{"fdset-id", *set}});
+  if (!taken.ok()) return taken.error();
+  if (!removed.ok()) return removed.error();
+  return std::move(*taken);
+}
+
+Result<UniqueFd> take(AttachedVm& vm) {
+  auto taken = take_userfaultfd(vm.process.pid);
+  if (taken.ok() || taken.error().kind() != ErrorKind::kPermission) return taken;
+  auto by_device = take_by_device(vm);
+  // The first reason says what is missing.
+  if (!by_device.ok() && by_device.error().kind() != ErrorKind::kVanished) return taken.error();
+  return by_device;
+}
+
+/// Has the machine a device that takes memory from the guest: a balloon (query-balloon fails without one), or
+/// virtio-mem?
+Result<bool> takes_memory(QmpClient& qmp) {
+  const auto balloon = qmp.execute("query-balloon");
+  if (balloon.ok()) return true;
+  if (balloon.error().kind() != ErrorKind::kRefused) return balloon.error();
+  VMSIEVE_ASSIGN(const Json devices, qmp.execute("query-memory-devices"));
+  if (!devices.is_array()) return true;
+  return std::any_of(devices.begin(), devices.end(), [](const Json& device) {
+    return !device.is_object() || device.value("type", Json()) == "virtio-mem";
+  });
+}
+
+/// A hole that is punched into a shared file takes the content with it and leaves the protection, so that a
+/// capture cannot tell.
+Result<void> check_nothing_punches(AttachedVm& vm) {
+  bool shared = false;
+  for (u32 block = 0; block < vm.memory->layout().blocks.size(); ++block)
+    shared = shared || vm.memory->is_shared(block);
+  if (!shared) return {};
+  VMSIEVE_ASSIGN(const bool takes, takes_memory(*vm.qmp));
+  if (!takes) return {};
+  return Error(ErrorKind::kUnsupported,
+               "the guest's memory is shared, and a balloon or virtio-mem device may take it from the guest "
+               "unnoticed");
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LiveCapture>> start_live_capture(AttachedVm& vm, const LiveCapture::Options& options) {
+  const pid_t pid = vm.process.pid;
+  VMSIEVE_ASSIGN(const std::optional<pid_t> other, other_process_with_memory(pid, vm.memory->layout()));
   if (other) {
     return make_error(
         ErrorKind::kUnsupported,
         "process {} has the guest's memory mapped too (vhost-user?), and its writes cannot be seen", *other);
   }
-  VMSIEVE_ASSIGN(UniqueFd userfaultfd, take_userfaultfd(pid));
+  VMSIEVE_TRY(check_nothing_punches(vm));
+  VMSIEVE_ASSIGN(UniqueFd userfaultfd, take(vm));
   VMSIEVE_ASSIGN(WriteProtection protection, WriteProtection::make(std::move(userfaultfd)));
-  return LiveCapture::start(memory, pid, std::move(protection), options);
+  return LiveCapture::start(*vm.memory, pid, std::move(protection), options);
 }
 
 }  // namespace vmsieve

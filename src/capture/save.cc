@@ -153,9 +153,8 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
   // A guest that stands still anyway is not disturbed by reading it.
   if (!state.running) return none;
   const Stopwatch preparing;
-  auto live =
-      start_live_capture(*save.vm.memory, save.vm.process.pid,
-                         {.longest_wait = save.options.longest_wait, .beat = [&guard] { guard.beat(); }});
+  auto live = start_live_capture(
+      save.vm, {.longest_wait = save.options.longest_wait, .beat = [&guard] { guard.beat(); }});
   save.live.prepare_ms = preparing.ms();
   if (live.ok()) {
     save.earlier.unwritten = [capture = live->get()](const PhysicalExtent& extent) {
@@ -164,7 +163,7 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
     return live;
   }
   guard.end_beat();  // it may have begun to beat before it failed
-  if (is_peer_failure(live.error()) && live.error().kind() != ErrorKind::kPermission) return live.error();
+  if (live.error().kind() == ErrorKind::kVanished) return live.error();
   if (save.options.mode == SaveMode::kLive) return live.error().with_context("a live save is not possible");
   save.live.reason = live.error().message();
   save.warnings.push_back(

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -31,6 +32,8 @@ struct RseqConfiguration {
   u32 flags;
   u32 padding;
 };
+// Linux 6.1, include/uapi/linux/userfaultfd.h: USERFAULTFD_IOC_NEW.
+constexpr u64 kNewUserfaultfd = _IO(0xAA, 0x00);
 constexpr u64 kRseqSectionOffset = 8;  // struct rseq: rseq_cs
 
 long now_milliseconds() {
@@ -187,14 +190,17 @@ AttachOutcome move_descriptor(const AttachPlan& plan, Tracer& tracer, ThreadCall
                               int& taken) {
   taken = static_cast<int>(::syscall(SYS_pidfd_getfd, plan.target_handle, number, 0));
   const AttachOutcome outcome{taken >= 0 ? AttachStep::kDone : AttachStep::kTake, taken >= 0 ? 0 : errno};
-  if (const auto set = call.start(SYS_close, static_cast<u64>(number), false); !set.ok()) return set;
+  if (const auto set = call.start(SYS_close, {static_cast<u64>(number)}, false); !set.ok()) return set;
   if (const auto ran = tracer.run_call(); !ran.ok()) return ran;
   return outcome;
 }
 
 AttachOutcome make_and_move(const AttachPlan& plan, Tracer& tracer, ThreadCall& call, int& taken) {
   constexpr u64 kFlags = O_CLOEXEC | O_NONBLOCK;
-  if (const auto set = call.start(SYS_userfaultfd, kFlags, true); !set.ok()) return set;
+  const auto set =
+      plan.device < 0 ? call.start(SYS_userfaultfd, {kFlags}, true)
+                      : call.start(SYS_ioctl, {static_cast<u64>(plan.device), kNewUserfaultfd, kFlags}, true);
+  if (!set.ok()) return set;
   if (const auto ran = tracer.run_call(); !ran.ok()) return ran;
   long number = -1;
   if (const auto read = call.read_result(number); !read.ok()) return read;

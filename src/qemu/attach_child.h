@@ -11,7 +11,8 @@ namespace vmsieve {
 struct AttachPlan {
   pid_t target = -1;
   int target_handle = -1;  ///< pidfd of the target
-  int link = -1;           ///< SOCK_SEQPACKET, the other end is the parent's
+  int device = -1;  ///< the target's descriptor of /dev/userfaultfd, to make one by; -1: userfaultfd(2)
+  int link = -1;    ///< SOCK_SEQPACKET, the other end is the parent's
   CallPlan calls;
 };
 

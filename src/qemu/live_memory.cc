@@ -257,8 +257,8 @@ std::vector<LiveMemory::PageRun> LiveMemory::present_block(u32 block, u64 first,
 
 bool LiveMemory::is_shared(u32 block) const {
   const std::vector<BlockSegment>& segments = impl_->segments[block];
-  return std::all_of(segments.begin(), segments.end(),
-                     [](const BlockSegment& s) { return s.kind == Kind::kShared; });
+  return !segments.empty() && std::all_of(segments.begin(), segments.end(),
+                                          [](const BlockSegment& s) { return s.kind == Kind::kShared; });
 }
 
 std::vector<PfnRange> LiveMemory::resident(PfnRange range) const {

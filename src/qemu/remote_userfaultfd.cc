@@ -158,11 +158,12 @@ void reap(pid_t child) {
 
 }  // namespace
 
-Result<UniqueFd> take_userfaultfd(pid_t pid) {
+Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device) {
   VMSIEVE_ASSIGN(const UniqueFd handle, open_process(pid));
   AttachPlan plan;
   plan.target = pid;
   plan.target_handle = handle.get();
+  plan.device = device.value_or(-1);
   VMSIEVE_ASSIGN(plan.calls, plan_calls(pid));
 
   int ends[2];

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
+
 #include <sys/types.h>
 
 #include "vmsieve/base/fd.h"
@@ -35,6 +37,10 @@ namespace vmsieve {
 /// that kills a process for this call kills it; QEMU's own (-sandbox) permits it.
 ///
 /// Any thread may call it, several at a time for different processes. It waits for no child but its own.
-Result<UniqueFd> take_userfaultfd(pid_t pid);
+///
+/// A process without CAP_SYS_PTRACE may make one only where the host's vm.unprivileged_userfaultfd is 1, or
+/// with a descriptor of /dev/userfaultfd (Linux 6.1), which somebody with the right to it has opened and
+/// passed: `device` is that descriptor's number in the process.
+Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device = std::nullopt);
 
 }  // namespace vmsieve

@@ -76,11 +76,11 @@ class ThreadCall {
 
   /// Saves the state and writes the way back. On failure nothing is changed.
   AttachOutcome prepare();
-  /// Sets the thread up for a call of one argument; it begins when the owner resumes the thread.
+  /// Sets the thread up for a call; it begins when the owner resumes the thread.
   /// The first one also blocks the signals that can wait. If the owner dies at any instant after
   /// this, the thread finishes the call and continues where it was; a descriptor that the call
   /// `makes_descriptor` is closed, if the sites allow it.
-  AttachOutcome start(long number, u64 argument, bool makes_descriptor);
+  AttachOutcome start(long number, std::array<u64, 3> arguments, bool makes_descriptor);
   /// In the stop at a call's end: its result, or -errno.
   AttachOutcome read_result(long& result) const;
   /// Registers and signal mask as they were in prepare(), so that an interrupted system call

@@ -14,7 +14,7 @@ Result<CallPlan> plan_calls(pid_t pid) {
 
 // Never reached, since there is no plan.
 AttachOutcome ThreadCall::prepare() { return {AttachStep::kMode, ENOSYS}; }
-AttachOutcome ThreadCall::start(long, u64, bool) { return {AttachStep::kMode, ENOSYS}; }
+AttachOutcome ThreadCall::start(long, std::array<u64, 3>, bool) { return {AttachStep::kMode, ENOSYS}; }
 AttachOutcome ThreadCall::read_result(long&) const { return {AttachStep::kMode, ENOSYS}; }
 AttachOutcome ThreadCall::restore() { return {AttachStep::kMode, ENOSYS}; }
 

@@ -301,12 +301,14 @@ AttachOutcome ThreadCall::prepare() {
   return {};
 }
 
-AttachOutcome ThreadCall::start(long number, u64 argument, bool makes_descriptor) {
+AttachOutcome ThreadCall::start(long number, std::array<u64, 3> arguments, bool makes_descriptor) {
   user_regs_struct registers = registers_;
   registers.rip = plan_.sites.call;
   registers.rsp = makes_descriptor && plan_.sites.closes_result() ? frame_ - sizeof(ClosingWords) : frame_;
   registers.rax = static_cast<u64>(number);
-  registers.rdi = argument;
+  registers.rdi = arguments[0];
+  registers.rsi = arguments[1];
+  registers.rdx = arguments[2];
   // Not in a system call, as far as restarting goes.
   registers.orig_rax = ~u64{0};
   if (const AttachOutcome set = set_registers(thread_, registers); !set.ok()) return set;

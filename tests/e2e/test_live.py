@@ -2,6 +2,7 @@
 """Live saves: the guest runs while its memory is copied, and the copy is of one instant."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -52,7 +53,7 @@ def test_every_copy_is_of_one_instant(vmsieve, tmp_path):
     with Guest(mem_mib=1024, smp=4, selfcheck=BUSY, hook="/bin/hazard counter 300 &") as guest:
         guest.wait_ready()
         guest.serial.wait_for("hazard: counted", 120, guest.check_alive)
-        for turn in range(100 if LONG else 6):
+        for turn in range(100 if LONG else 4):
             time.sleep(moments.uniform(0.05, 0.5))
             # A small buffer makes the guest's writes wait for the store.
             small = ["--buffer-mib", "1"] if turn % 2 else []
@@ -88,6 +89,23 @@ def test_memory_that_another_process_writes_too_is_saved_paused(vmsieve):
             assert saved["mode"] == "paused"
             assert f"process {other.pid} has the guest's memory mapped too" in saved["warnings"][0]
             other.stdin.close()
+
+
+def test_shared_memory_that_a_balloon_may_take_is_saved_paused(vmsieve):
+    with Guest(kernel=None, memory="memfd", mem_mib=128, smp=1, extra=["-device", "virtio-balloon-pci"]) as guest:
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["mode"] == "paused" and "balloon" in saved["warnings"][0]
+
+
+def test_a_qemu_without_rights_of_its_own(vmsieve):
+    """As libvirt runs it: another user, no capabilities, a seccomp filter."""
+    filters = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=["-runas", "nobody", "-sandbox", filters]) as guest:
+        descriptors = os.listdir(f"/proc/{guest.pid}/fd")
+        saved = vmsieve.save(guest.qmp_path, "--live")
+        assert saved["mode"] == "live"
+        assert is_running(guest) and not is_protected(guest)
+        assert len(os.listdir(f"/proc/{guest.pid}/fd")) <= len(descriptors) + 1  # the test's own monitor
 
 
 def test_a_guest_that_stands_still_is_not_saved_live(vmsieve):
@@ -190,7 +208,7 @@ def test_a_balloon_that_moves_meanwhile(vmsieve, tmp_path):
     with Guest(mem_mib=768, smp=2, drivers=True, selfcheck={"busy": 1, "churn_mib": 128},
                extra=["-device", "virtio-balloon-pci"]) as guest:
         guest.wait_ready()
-        for turn in range(20 if LONG else 2):
+        for turn in range(20 if LONG else 1):
             with subprocess.Popen([str(BINARY), "save", str(guest.qmp_path), "--json", "--buffer-mib", "1"],
                                   env=vmsieve.env, stdout=subprocess.PIPE, text=True) as process:
                 wait_until(lambda: is_protected(guest) or process.poll() is not None, 30, "a live save")

@@ -24,7 +24,7 @@ def test_omitted_pages_may_hold_anything(vmsieve, tmp_path):
             monitor(guest, "stop")
             serial = tmp_path / f"copy{turn}.serial"
             vmsieve.restore(saved["checkpoint"], serial, "--omitted-fill", "0x5a")
-            Serial(serial).wait_rounds(6)
+            Serial(serial).wait_rounds(4)
             vmsieve.kill_restored()
             vmsieve.run("rm", saved["checkpoint"])
             monitor(guest, "cont")

@@ -126,7 +126,7 @@ int trace_until(pid_t pid, const CallPlan& plan, Point point) {
   ThreadCall call{pid, plan};
   if (!call.prepare().ok()) return 4;
   if (point == Point::kPrepared) return 0;
-  if (!call.start(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK, true).ok()) return 5;
+  if (!call.start(SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}, true).ok()) return 5;
   if (point == Point::kCallSet) return 0;
   if (!run_to_stop(pid)) return 6;
   if (point == Point::kCallEntered) return 0;
@@ -134,7 +134,7 @@ int trace_until(pid_t pid, const CallPlan& plan, Point point) {
   if (point == Point::kCallDone) return 0;
   long number = -1;
   if (!call.read_result(number).ok() || number < 0) return 8;
-  if (!call.start(SYS_close, static_cast<u64>(number), false).ok()) return 9;
+  if (!call.start(SYS_close, {static_cast<u64>(number)}, false).ok()) return 9;
   if (point == Point::kCloseSet) return 0;
   if (!run_to_stop(pid)) return 10;
   if (point == Point::kCloseEntered) return 0;
