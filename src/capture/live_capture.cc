@@ -268,10 +268,11 @@ Result<void> LiveCapture::copy_early(const Wait& wait) {
     VMSIEVE_TRY(memory_.read_block(place.block, run.first * kPageSize, out));
   }
   VMSIEVE_TRY(check_untouched(wait.unit, runs));
+  VMSIEVE_ASSIGN(std::vector<ByteRange> unprotected_pages, unprotected(wait.unit));
   VMSIEVE_TRY(protection_.release(units_.host(wait.unit)));
   {
     const std::lock_guard lock(mutex_);
-    early_.push_back({wait.unit, std::move(bytes)});
+    early_.push_back({wait.unit, std::move(bytes), std::move(unprotected_pages)});
   }
   states_[wait.unit] = State::kDone;
   note_wait(wait.since);
@@ -279,6 +280,7 @@ Result<void> LiveCapture::copy_early(const Wait& wait) {
 }
 
 Result<void> LiveCapture::submit_early(const EarlyCopy& copy) {
+  VMSIEVE_TRY(check_zeros(copy.unit, copy.unprotected));
   const u64 first_page = units_.place(copy.unit).pages.first_page;
   for (std::size_t i = chunks_.first_chunk[copy.unit]; i < chunks_.first_chunk[copy.unit + 1]; ++i) {
     const Chunk& chunk = chunks_.chunks[i];
@@ -341,6 +343,34 @@ Result<void> LiveCapture::check_untouched(std::size_t unit, std::span<const Live
   return {};
 }
 
+// Of a unit that is claimed and not released. A page that was taken out of the mapping before the instant,
+// and written to after that, is one: no thread was told of the write.
+Result<std::vector<ByteRange>> LiveCapture::unprotected(std::size_t unit) const {
+  const ByteRange host = units_.host(unit);
+  return pagemap_.populated(host.start, host.end, Population::kUnprotected);
+}
+
+// A page that passes for zeros because it was not there at start() must not have been written unnoticed.
+Result<void> LiveCapture::check_zeros(std::size_t unit, const std::vector<ByteRange>& unprotected) const {
+  const u32 block = units_.place(unit).block;
+  const u64 start = units_.block(block).start;
+  for (const ByteRange& range : unprotected) {
+    const u64 first = (range.start - start) >> kPageShift;
+    const u64 end = (range.end - start) >> kPageShift;
+    const std::vector<PageRun>& known = known_[block];
+    auto run = std::partition_point(known.begin(), known.end(),
+                                    [&](const PageRun& r) { return r.first_page + r.pages <= first; });
+    for (; run != known.end() && run->first_page < end; ++run) {
+      if (run->kind == RunKind::kFree) continue;
+      return make_error(ErrorKind::kBusy,
+                        "page {} of RAM block '{}' was taken from the guest and given back while its memory "
+                        "was being protected (a balloon, or memory being unplugged)",
+                        std::max(first, run->first_page), memory_.layout().blocks[block].name);
+    }
+  }
+  return {};
+}
+
 Result<void> LiveCapture::copy_unit(std::size_t unit, std::optional<TimePoint> deadline) {
   const std::size_t first = chunks_.first_chunk[unit];
   const std::size_t end = chunks_.first_chunk[unit + 1];
@@ -351,6 +381,8 @@ Result<void> LiveCapture::copy_unit(std::size_t unit, std::optional<TimePoint> d
     for (const BlockPages& run : chunks_.chunks[i].runs) copied.push_back({run.first_page, run.pages});
   }
   if (!copied.empty()) VMSIEVE_TRY(check_untouched(unit, copied));
+  VMSIEVE_ASSIGN(const std::vector<ByteRange> unprotected_pages, unprotected(unit));
+  VMSIEVE_TRY(check_zeros(unit, unprotected_pages));
   VMSIEVE_TRY(protection_.release(units_.host(unit)));
   states_[unit] = State::kDone;
   return {};
@@ -361,6 +393,10 @@ Result<void> LiveCapture::release_unused() {
   std::vector<std::size_t> unused;
   for (std::size_t unit = 0; unit < units_.count(); ++unit) {
     if (chunks_.first_chunk[unit] == chunks_.first_chunk[unit + 1] && claim(unit)) unused.push_back(unit);
+  }
+  for (const std::size_t unit : unused) {
+    VMSIEVE_ASSIGN(const std::vector<ByteRange> unprotected_pages, unprotected(unit));
+    VMSIEVE_TRY(check_zeros(unit, unprotected_pages));
   }
   for (const ByteRange& range : host_ranges(units_, unused)) VMSIEVE_TRY(protection_.release(range));
   for (const std::size_t unit : unused) states_[unit] = State::kDone;
@@ -378,13 +414,14 @@ void LiveCapture::copy_in_background(const ProgressFunction* progress) {
 Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, unsigned threads,
                                const ProgressFunction& progress) {
   chunks_ = cut_unit_chunks(plan, units_, pipeline.chunk_pages());
+  for (const BlockPlan& block : plan.blocks) known_.push_back(block.known);
   pages_to_copy_ = plan.read_pages;
   pipeline_ = &pipeline;
   {
     const std::lock_guard lock(mutex_);
     phase_ = Phase::kCopying;
   }
-  VMSIEVE_TRY(release_unused());
+  if (auto released = release_unused(); !released.ok()) fail(released.error());
   std::vector<std::thread> helpers;
   for (unsigned i = 1; i < threads; ++i) helpers.emplace_back([this] { copy_in_background(nullptr); });
   copy_in_background(&progress);

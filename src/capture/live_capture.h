@@ -66,8 +66,8 @@ class LiveCapture {
 
   /// Copies all pages that `plan` reads into `pipeline`, with `threads` threads, those first that the guest
   /// is waiting to write, and lets go of everything. kBusy when memory was taken from the guest before it was
-  /// copied (a balloon, unplugged memory): there is no telling what it held. kTimeout when a write waited too
-  /// long.
+  /// copied (a balloon, unplugged memory), or was taken and given back before the instant: there is no
+  /// telling what it held. kTimeout when a write waited too long.
   Result<void> copy(const PagePlan& plan, CapturePipeline& pipeline, unsigned threads,
                     const ProgressFunction& progress);
 
@@ -85,6 +85,7 @@ class LiveCapture {
   struct EarlyCopy {
     std::size_t unit = 0;
     std::vector<std::byte> bytes;
+    std::vector<ByteRange> unprotected;  ///< see unprotected()
   };
 
   LiveCapture(const LiveMemory& memory, Pagemap pagemap, MemoryUnits units, WriteProtection protection,
@@ -102,6 +103,8 @@ class LiveCapture {
   Result<void> release_unused();
   Result<void> copy_unit(std::size_t unit, std::optional<TimePoint> deadline);
   Result<void> copy_chunk(const Chunk& chunk, std::optional<TimePoint> deadline);
+  Result<std::vector<ByteRange>> unprotected(std::size_t unit) const;
+  Result<void> check_zeros(std::size_t unit, const std::vector<ByteRange>& unprotected) const;
   Result<void> check_untouched(std::size_t unit, std::span<const LiveMemory::PageRun> runs) const;
   void copy_in_background(const ProgressFunction* progress);
   void fail(const Error& error);
@@ -115,6 +118,7 @@ class LiveCapture {
   // Set before the phase is kCopying, and not changed after.
   std::vector<std::vector<LiveMemory::PageRun>> resident_;  // of each block
   UnitChunks chunks_;
+  std::vector<std::vector<PageRun>> known_;  // of each block: what the plan does not read
   CapturePipeline* pipeline_ = nullptr;
   std::unique_ptr<std::atomic<State>[]> states_;
 

@@ -33,6 +33,7 @@ struct ScanArguments {
   u64 category_anyof_mask;
   u64 return_mask;
 };
+constexpr u64 kIsWritten = u64{1} << 1;  // not write-protected by a userfaultfd
 constexpr u64 kIsPresent = u64{1} << 3;
 constexpr u64 kIsSwapped = u64{1} << 4;
 constexpr u64 kIsZeroPage = u64{1} << 5;
@@ -80,7 +81,7 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Po
     scan.regions = reinterpret_cast<u64>(regions.data());
     scan.region_count = regions.size();
     scan.category_inverted = kIsZeroPage;
-    scan.category_mask = kIsZeroPage;
+    scan.category_mask = population == Population::kUnprotected ? kIsZeroPage | kIsWritten : kIsZeroPage;
     scan.category_anyof_mask = population == Population::kPresent ? kIsPresent : kIsPresent | kIsSwapped;
     scan.return_mask = kIsPresent;
     const int n = ::ioctl(fd_.get(), kPagemapScan, &scan);
@@ -113,6 +114,7 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,
     VMSIEVE_TRY(pread_exact(fd_.get(), std::as_writable_bytes(chunk), offset, "pagemap"));
     for (u64 i = 0; i < count; ++i) {
       if ((chunk[i] & wanted) == 0) continue;
+      if (population == Population::kUnprotected && (chunk[i] & kEntryWriteProtected) != 0) continue;
       const u64 address = start + (page + i) * kPageSize;
       append_range(ranges, {address, address + kPageSize});
     }

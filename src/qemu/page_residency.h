@@ -24,8 +24,9 @@ struct ByteRange {
 void append_range(std::vector<ByteRange>& ranges, ByteRange range);
 
 /// Which pages count as populated: a page that a userfaultfd write-protected before it was ever touched looks
-/// like one that is swapped out (a PTE marker, include/linux/swapops.h).
-enum class Population { kPresentOrSwapped, kPresent };
+/// like one that is swapped out (a PTE marker, include/linux/swapops.h). kUnprotected: present or swapped
+/// out, and not write-protected by a userfaultfd.
+enum class Population { kPresentOrSwapped, kPresent, kUnprotected };
 
 /// What a process has populated of its address space (/proc/PID/pagemap). May be used from several
 /// threads.
