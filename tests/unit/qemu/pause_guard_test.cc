@@ -271,6 +271,109 @@ TEST_P(Guard, ConnectsAnewWhenItsConnectionIsDead) {
   EXPECT_TRUE(is_resumed());
 }
 
+/// How a process ended that `work` keeps busy: the signal, 0 when it ended by itself, -1 when it has not
+/// ended within `patience`; it is killed then.
+int end_of(const std::string& monitor, std::chrono::milliseconds patience,
+           const std::function<void(QmpClient&)>& work) {
+  const pid_t worker = ::fork();
+  if (worker == 0) {
+    auto qmp = QmpClient::connect(monitor);
+    if (!qmp) ::_exit(1);
+    work(**qmp);
+    ::_exit(0);
+  }
+  int ended = 0;
+  const auto deadline = std::chrono::steady_clock::now() + patience;
+  while (::waitpid(worker, &ended, WNOHANG) == 0) {
+    if (std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(1ms);
+      continue;
+    }
+    ::kill(worker, SIGKILL);
+    ::waitpid(worker, nullptr, 0);
+    return -1;
+  }
+  return WIFSIGNALED(ended) ? WTERMSIG(ended) : 0;
+}
+
+TEST_P(Guard, ProcessThatBeganToBeatAndFellSilentIsKilled) {
+  const auto begin = std::chrono::steady_clock::now();
+  const int signal = end_of(qemu_->monitor(), 5s, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 200ms);
+    if (!guard) return;
+    (*guard)->beat();
+    ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, SIGKILL);
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, 200ms);
+  EXPECT_EQ(status(), "running");
+}
+
+TEST_P(Guard, ProcessThatFellSilentWhileTheGuestIsStoppedIsKilledAndTheGuestRuns) {
+  const int signal = end_of(qemu_->monitor(), 5s, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 200ms);
+    if (!guard) return;
+    (*guard)->beat();
+    if ((*guard)->stop()) ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, SIGKILL);
+  EXPECT_TRUE(is_resumed());
+}
+
+TEST_P(Guard, ProcessThatBeatsLives) {
+  const int signal = end_of(qemu_->monitor(), 5s, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 300ms);
+    if (!guard) ::abort();
+    for (int i = 0; i < 20; ++i) {
+      (*guard)->beat();
+      std::this_thread::sleep_for(40ms);
+    }
+  });
+  EXPECT_EQ(signal, 0);
+}
+
+TEST_P(Guard, ProcessThatNeverBeatIsNotKilledForItsSilence) {
+  const int signal = end_of(qemu_->monitor(), 600ms, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 100ms);
+    if (guard && (*guard)->stop()) ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, -1);
+  EXPECT_TRUE(is_resumed());
+}
+
+TEST_P(Guard, EndBeatEndsTheWatch) {
+  const int signal = end_of(qemu_->monitor(), 600ms, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 100ms);
+    if (!guard) return;
+    (*guard)->beat();
+    (*guard)->end_beat();
+    ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, -1);
+}
+
+TEST_P(Guard, BeatAfterEndBeatBeginsAnew) {
+  const int signal = end_of(qemu_->monitor(), 5s, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp, 100ms);
+    if (!guard) return;
+    (*guard)->beat();
+    (*guard)->end_beat();
+    (*guard)->beat();
+    ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, SIGKILL);
+}
+
+TEST_P(Guard, WithoutALongestSilenceBeatsMeanNothing) {
+  const int signal = end_of(qemu_->monitor(), 400ms, [](QmpClient& qmp) {
+    auto guard = PauseGuard::make(qmp);
+    if (!guard) return;
+    (*guard)->beat();
+    ::raise(SIGSTOP);
+  });
+  EXPECT_EQ(signal, -1);
+}
+
 TEST_P(Guard, SuspendedGuestIsRefused) {
   // No firmware suspends by itself; a guest still waiting for its migration passes for all such states.
   RealQemu waiting{GetParam().path, {"-M", "q35", "-m", "64", "-incoming", "defer"}};

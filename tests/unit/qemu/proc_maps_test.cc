@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/qemu/proc_maps.h"
 
+#include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -12,6 +17,7 @@
 #include "vmsieve/base/fd.h"
 #include "vmsieve/qemu/page_residency.h"
 #include "vmsieve/qemu/process_memory.h"
+#include "vmsieve/qemu/write_protection.h"
 
 namespace vmsieve {
 namespace {
@@ -133,6 +139,108 @@ TEST_F(PagemapOfThisProcess, EmptyRangeHoldsNothing) {
   const auto ranges = pagemap_->populated(address(5), address(5));
   ASSERT_TRUE(ranges);
   EXPECT_TRUE(ranges->empty());
+}
+
+/// A userfaultfd of this very process, with which nothing may be written while it is protected.
+class PagemapOfProtectedMemory : public PagemapOfThisProcess {
+ protected:
+  void SetUp() override {
+    PagemapOfThisProcess::SetUp();
+    UniqueFd fd{static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK))};
+    if (!fd.valid()) GTEST_SKIP() << "no userfaultfd to be had";
+    auto made = WriteProtection::make(std::move(fd));
+    if (!made && made.error().kind() == ErrorKind::kUnsupported) GTEST_SKIP() << made.error().message();
+    ASSERT_TRUE(made) << made.error().message();
+    protection_ = std::move(*made);
+    for (u64 page = 0; page < 8; ++page) memory_[page * kPageSize] = 1;
+    ASSERT_TRUE(protection_->add({address(0), end()}));
+    ASSERT_TRUE(protection_->protect({address(4), address(12)}));
+  }
+  void TearDown() override {
+    protection_.reset();
+    PagemapOfThisProcess::TearDown();
+  }
+  std::vector<u64> write_protected() const {
+    std::vector<u64> pages;
+    const auto told = pagemap_->write_protected(address(0), address(16));
+    EXPECT_TRUE(told) << told.error().message();
+    if (!told) return pages;
+    EXPECT_EQ(told->size(), 16U);
+    for (u64 page = 0; page < told->size(); ++page) {
+      if ((*told)[page]) pages.push_back(page);
+    }
+    return pages;
+  }
+
+  std::optional<WriteProtection> protection_;
+};
+
+TEST_F(PagemapOfProtectedMemory, UntouchedPagesLookSwappedOutButNotPresent) {
+  const std::vector touched{ByteRange{address(0), address(8)}};
+  const std::vector with_markers{ByteRange{address(0), address(12)}};
+  const auto entries = pagemap_->populated_by_entries(address(0), end(), Population::kPresent);
+  ASSERT_TRUE(entries) << entries.error().message();
+  EXPECT_EQ(*entries, touched);
+  const auto with_swapped = pagemap_->populated(address(0), end());
+  ASSERT_TRUE(with_swapped) << with_swapped.error().message();
+  EXPECT_EQ(*with_swapped, with_markers);
+  const auto scan = pagemap_->populated_by_scan(address(0), end(), Population::kPresent);
+  if (!scan && scan.error().kind() == ErrorKind::kUnsupported)
+    GTEST_SKIP() << "this kernel has no PAGEMAP_SCAN";
+  ASSERT_TRUE(scan) << scan.error().message();
+  EXPECT_EQ(*scan, touched);
+}
+
+TEST_F(PagemapOfProtectedMemory, UnprotectedPagesAreThoseThatHoldSomethingAndAreNot) {
+  ASSERT_EQ(::madvise(memory_ + 9 * kPageSize, 2 * kPageSize, MADV_DONTNEED), 0);
+  memory_[10 * kPageSize] = 1;
+  const std::vector expected{ByteRange{address(0), address(4)}, ByteRange{address(10), address(11)}};
+  const auto entries = pagemap_->populated_by_entries(address(0), end(), Population::kUnprotected);
+  ASSERT_TRUE(entries) << entries.error().message();
+  EXPECT_EQ(*entries, expected);
+  const auto scan = pagemap_->populated_by_scan(address(0), end(), Population::kUnprotected);
+  if (!scan && scan.error().kind() == ErrorKind::kUnsupported)
+    GTEST_SKIP() << "this kernel has no PAGEMAP_SCAN";
+  ASSERT_TRUE(scan) << scan.error().message();
+  EXPECT_EQ(*scan, expected);
+}
+
+TEST_F(PagemapOfProtectedMemory, TellsWhichPagesAreWriteProtected) {
+  EXPECT_THAT(write_protected(), ElementsAre(4, 5, 6, 7, 8, 9, 10, 11));
+}
+
+TEST_F(PagemapOfProtectedMemory, ReleasedPagesAreNotWriteProtected) {
+  ASSERT_TRUE(protection_->release({address(7), address(9)}));
+  EXPECT_THAT(write_protected(), ElementsAre(4, 5, 6, 9, 10, 11));
+  memory_[7 * kPageSize] = 2;
+}
+
+TEST_F(PagemapOfProtectedMemory, DiscardedPagesAreNotWriteProtected) {
+  ASSERT_EQ(::madvise(memory_ + 7 * kPageSize, 2 * kPageSize, MADV_DONTNEED), 0);
+  EXPECT_THAT(write_protected(), ElementsAre(4, 5, 6, 9, 10, 11));
+}
+
+TEST_F(PagemapOfProtectedMemory, ReadPagesStayWriteProtected) {
+  volatile char sum = 0;
+  for (u64 page = 4; page < 12; ++page) sum = static_cast<char>(sum + memory_[page * kPageSize]);
+  EXPECT_THAT(write_protected(), ElementsAre(4, 5, 6, 7, 8, 9, 10, 11));
+}
+
+TEST(PagemapOfAnother, ThatDiedHasVanished) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    for (;;) ::pause();
+  }
+  const auto pagemap = Pagemap::open(child);
+  ASSERT_TRUE(pagemap) << pagemap.error().message();
+  char here = 0;
+  const u64 page = round_down(reinterpret_cast<u64>(&here), kPageSize);
+  EXPECT_TRUE(pagemap->write_protected(page, page + kPageSize));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  const auto told = pagemap->write_protected(page, page + kPageSize);
+  ASSERT_FALSE(told);
+  EXPECT_EQ(told.error().kind(), ErrorKind::kVanished) << told.error().message();
 }
 
 TEST(PagemapOfAnother, ThatIsGoneHasVanished) {
