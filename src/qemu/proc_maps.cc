@@ -72,8 +72,9 @@ Result<std::vector<Vma>> parse_maps(std::string_view text) {
   return maps;
 }
 
-Result<std::vector<Vma>> read_maps(pid_t pid) {
-  const std::string path = fmt::format("/proc/{}/maps", pid);
+namespace {
+
+Result<std::vector<Vma>> read_maps_once(pid_t pid, const std::string& path) {
   auto text = read_text_file(path, kMapsLimit);
   if (!text) {
     if (text.error().kind() != ErrorKind::kNotFound) return text.error();
@@ -83,6 +84,19 @@ Result<std::vector<Vma>> read_maps(pid_t pid) {
   if (text->empty()) return make_error(ErrorKind::kVanished, "process {} has no memory any more", pid);
   auto maps = parse_maps(*text);
   if (!maps) return maps.error().with_context(path);
+  return maps;
+}
+
+}  // namespace
+
+Result<std::vector<Vma>> read_maps(pid_t pid) {
+  // The kernel gives the file in pieces, between which the process may map and unmap: then a piece may begin
+  // with what another one had (seen with a QEMU that was just starting its threads).
+  constexpr int kTries = 10;
+  const std::string path = fmt::format("/proc/{}/maps", pid);
+  auto maps = read_maps_once(pid, path);
+  for (int i = 1; i < kTries && !maps && maps.error().kind() == ErrorKind::kDamaged; ++i)
+    maps = read_maps_once(pid, path);
   return maps;
 }
 

@@ -241,7 +241,11 @@ TEST(AttachChildDeath, AtRandomInstants) {
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     const UniqueFd link{ends[0]};
     UniqueFd child_end{ends[1]};
-    const AttachPlan plan{victim.pid(), handle.get(), child_end.get(), calls};
+    const AttachPlan plan{.target = victim.pid(),
+                          .target_handle = handle.get(),
+                          .device = -1,
+                          .link = child_end.get(),
+                          .calls = calls};
     pid_t child = -1;
     {
       const SignalBlock block;
