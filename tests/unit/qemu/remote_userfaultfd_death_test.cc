@@ -234,7 +234,7 @@ TEST(AttachChildDeath, AtRandomInstants) {
   const CallPlan calls = must_plan(victim);
   const std::size_t descriptors = victim.descriptors();
   const UniqueFd handle{static_cast<int>(::syscall(SYS_pidfd_open, victim.pid(), 0))};
-  constexpr int kDeaths = 400;
+  constexpr int kDeaths = 120;
   int finished = 0;
   for (int i = 0; i < kDeaths; ++i) {
     int ends[2];
@@ -284,7 +284,7 @@ TEST(CallerDeath, WithOrWithoutItsAttachChild) {
   const Victim victim{check_itself};
   ASSERT_TRUE(victim.makes_rounds(1));
   const std::size_t descriptors = victim.descriptors();
-  constexpr int kDeaths = 60;
+  constexpr int kDeaths = 20;
   for (int i = 0; i < kDeaths; ++i) {
     const Victim caller{[&](VictimBoard& board) {
       for (;;) {

@@ -65,7 +65,7 @@ TEST(RemoteUserfaultfdRefusal, ProcessThatIsGone) {
 }
 
 TEST(RemoteUserfaultfdRefusal, ProcessKilledMeanwhile) {
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 12; ++i) {
     const Victim victim{[](VictimBoard& board) {
       for (;;) ++board.rounds;
     }};

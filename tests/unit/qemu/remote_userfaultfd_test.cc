@@ -250,7 +250,7 @@ TEST(RemoteUserfaultfd, RegistersAreAsTheyWere) {
     }
   }};
   ASSERT_TRUE(victim.makes_rounds(1));
-  for (int i = 0; i < 150; ++i) ASSERT_TRUE(take_userfaultfd(victim.pid()));
+  for (int i = 0; i < 30; ++i) ASSERT_TRUE(take_userfaultfd(victim.pid()));
   EXPECT_TRUE(victim.makes_rounds(2));
   EXPECT_EQ(victim.board().faults, 0U);
 }
@@ -284,7 +284,7 @@ TEST(RemoteUserfaultfd, EverySignalMeanwhileIsDeliveredOnce) {
       std::this_thread::sleep_for(20us);
     }
   }};
-  for (int i = 0; i < 100; ++i) EXPECT_TRUE(take_userfaultfd(victim.pid()));
+  for (int i = 0; i < 20; ++i) EXPECT_TRUE(take_userfaultfd(victim.pid()));
   done = true;
   sender.join();
   EXPECT_TRUE(victim.makes_rounds(3));
@@ -328,7 +328,7 @@ TEST(RemoteUserfaultfd, StopsAndContinuesMeanwhile) {
       std::this_thread::sleep_for(100us);
     }
   }};
-  for (int i = 0; i < 100; ++i) {
+  for (int i = 0; i < 25; ++i) {
     const auto taken = take_userfaultfd(victim.pid());
     EXPECT_TRUE(taken) << taken.error().message();
   }
@@ -346,7 +346,7 @@ TEST_P(UserfaultfdOfQemu, SandboxedQemuRunsOn) {
                        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"}};
   ASSERT_TRUE(qemu.running()) << qemu.complaint();
   const auto monitor = test::must_connect(qemu.monitor());
-  for (int i = 0; i < 40; ++i) {
+  for (int i = 0; i < 10; ++i) {
     const auto taken = take_userfaultfd(qemu.pid());
     ASSERT_TRUE(taken) << taken.error().message();
     EXPECT_TRUE(negotiate(*taken, 0));
