@@ -72,7 +72,9 @@ Result<std::vector<Vma>> parse_maps(std::string_view text) {
   return maps;
 }
 
-Result<std::vector<Vma>> read_maps(pid_t pid) {
+namespace {
+
+Result<std::vector<Vma>> read_maps_once(pid_t pid) {
   const std::string path = fmt::format("/proc/{}/maps", pid);
   auto text = read_text_file(path, kMapsLimit);
   if (!text) {
@@ -84,6 +86,19 @@ Result<std::vector<Vma>> read_maps(pid_t pid) {
   auto maps = parse_maps(*text);
   if (!maps) return maps.error().with_context(path);
   return maps;
+}
+
+}  // namespace
+
+// The kernel gives some 4 KiB of lines at a time. When mappings are joined between two reads, the next line
+// begins before the last one's end.
+Result<std::vector<Vma>> read_maps(pid_t pid) {
+  constexpr int kTries = 20;
+  for (int i = 1; i < kTries; ++i) {
+    auto maps = read_maps_once(pid);
+    if (maps || maps.error().kind() != ErrorKind::kDamaged) return maps;
+  }
+  return read_maps_once(pid);
 }
 
 std::vector<Vma> covering_vmas(const std::vector<Vma>& maps, u64 start, u64 bytes) {
