@@ -74,7 +74,8 @@ Result<std::vector<Vma>> parse_maps(std::string_view text) {
 
 namespace {
 
-Result<std::vector<Vma>> read_maps_once(pid_t pid, const std::string& path) {
+Result<std::vector<Vma>> read_maps_once(pid_t pid) {
+  const std::string path = fmt::format("/proc/{}/maps", pid);
   auto text = read_text_file(path, kMapsLimit);
   if (!text) {
     if (text.error().kind() != ErrorKind::kNotFound) return text.error();
@@ -89,15 +90,15 @@ Result<std::vector<Vma>> read_maps_once(pid_t pid, const std::string& path) {
 
 }  // namespace
 
+// The kernel gives some 4 KiB of lines at a time. When mappings are joined between two reads, the next line
+// begins before the last one's end.
 Result<std::vector<Vma>> read_maps(pid_t pid) {
-  // The kernel gives the file in pieces, between which the process may map and unmap: then a piece may begin
-  // with what another one had (seen with a QEMU that was just starting its threads).
-  constexpr int kTries = 10;
-  const std::string path = fmt::format("/proc/{}/maps", pid);
-  auto maps = read_maps_once(pid, path);
-  for (int i = 1; i < kTries && !maps && maps.error().kind() == ErrorKind::kDamaged; ++i)
-    maps = read_maps_once(pid, path);
-  return maps;
+  constexpr int kTries = 20;
+  for (int i = 1; i < kTries; ++i) {
+    auto maps = read_maps_once(pid);
+    if (maps || maps.error().kind() != ErrorKind::kDamaged) return maps;
+  }
+  return read_maps_once(pid);
 }
 
 std::vector<Vma> covering_vmas(const std::vector<Vma>& maps, u64 start, u64 bytes) {

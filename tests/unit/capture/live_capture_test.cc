@@ -272,6 +272,15 @@ class Live : public testing::TestWithParam<Kind> {
 INSTANTIATE_TEST_SUITE_P(Memory, Live, testing::ValuesIn(kKinds),
                          [](const auto& instance) { return std::string(instance.param.label); });
 
+/// Where the kinds that are put together of others have nothing to add.
+class LiveSimple : public Live {};
+class LiveDiscard : public Live {};
+
+INSTANTIATE_TEST_SUITE_P(Memory, LiveSimple, testing::Values(kKinds[0], kKinds[1]),
+                         [](const auto& instance) { return std::string(instance.param.label); });
+INSTANTIATE_TEST_SUITE_P(Memory, LiveDiscard, testing::Values(kKinds[0], kKinds[1], kKinds[3]),
+                         [](const auto& instance) { return std::string(instance.param.label); });
+
 // ---- one instant ----
 
 TEST_P(Live, EveryPageIsOfTheInstant) {
@@ -321,7 +330,7 @@ TEST_P(Live, EveryPageIsOfTheInstantWhenMuchWasWrittenBeforeIt) {
   session.expect_all_of_the_instant(store);
 }
 
-TEST_P(Live, PagesThatAreFirstTouchedBeforeTheInstantAreCaptured) {
+TEST_P(LiveSimple, PagesThatAreFirstTouchedBeforeTheInstantAreCaptured) {
   Session session(guest());
   START_OR_RETURN(session);
   const u64 first = session.guest.reserved() + 300;
@@ -332,7 +341,7 @@ TEST_P(Live, PagesThatAreFirstTouchedBeforeTheInstantAreCaptured) {
   session.expect_all_of_the_instant(store);
 }
 
-TEST_P(Live, PagesThatAreFirstTouchedAfterTheInstantAreZeros) {
+TEST_P(LiveSimple, PagesThatAreFirstTouchedAfterTheInstantAreZeros) {
   Session session(guest());
   START_OR_RETURN(session);
   ASSERT_TRUE(session.guest.does(Order::kRead, session.guest.reserved(), 20));
@@ -343,7 +352,7 @@ TEST_P(Live, PagesThatAreFirstTouchedAfterTheInstantAreZeros) {
   EXPECT_TRUE(session.guest.is_done());
 }
 
-TEST_P(Live, PagesThatWereNeverTouchedAreNotReadNorMadeResident) {
+TEST_P(LiveSimple, PagesThatWereNeverTouchedAreNotReadNorMadeResident) {
   Session session(guest());
   START_OR_RETURN(session);
   const u64 first = session.guest.reserved();
@@ -354,7 +363,7 @@ TEST_P(Live, PagesThatWereNeverTouchedAreNotReadNorMadeResident) {
   EXPECT_TRUE(session.memory->resident_block(0, first, kReserved).empty());
 }
 
-TEST_P(Live, FreePagesAreNotCopied) {
+TEST_P(LiveSimple, FreePagesAreNotCopied) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -417,7 +426,7 @@ TEST_P(Live, AWriteDuringTheFreezeIsBeforeOrAfterTheInstant) {
 constexpr const char* kHolesAreNotNoticed =
     "holes punched into shared memory after the instant are not noticed";
 
-TEST_P(Live, MemoryDiscardedBeforeItIsCopiedIsBusy) {
+TEST_P(LiveDiscard, MemoryDiscardedBeforeItIsCopiedIsBusy) {
   if (GetParam().blocks[0].shared) GTEST_SKIP() << kHolesAreNotNoticed;
   Session session(guest());
   const u64 first = session.guest.reserved() + 200;
@@ -432,7 +441,7 @@ TEST_P(Live, MemoryDiscardedBeforeItIsCopiedIsBusy) {
   EXPECT_TRUE(session.guest.goes_on());
 }
 
-TEST_P(Live, MemoryDiscardedAndWrittenBeforeItIsCopiedIsBusy) {
+TEST_P(LiveDiscard, MemoryDiscardedAndWrittenBeforeItIsCopiedIsBusy) {
   if (GetParam().blocks[0].shared) GTEST_SKIP() << kHolesAreNotNoticed;
   Session session(guest());
   const u64 first = session.guest.reserved() + 200;
@@ -449,7 +458,7 @@ TEST_P(Live, MemoryDiscardedAndWrittenBeforeItIsCopiedIsBusy) {
   EXPECT_TRUE(session.guest.goes_on());
 }
 
-TEST_P(Live, FreeMemoryMayBeDiscarded) {
+TEST_P(LiveDiscard, FreeMemoryMayBeDiscarded) {
   Session session(guest());
   const u64 first = session.guest.reserved() + 200;
   ASSERT_TRUE(session.guest.does(Order::kWrite, first, 300));
@@ -477,7 +486,7 @@ void discard_and_write_before_the_instant(Session& session, u64 first, u64 pages
   }
 }
 
-TEST_P(Live, MemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
+TEST_P(LiveDiscard, MemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
   Session session(guest());
   const u64 first = session.guest.reserved() + 200;
   ASSERT_TRUE(session.guest.does(Order::kWrite, first, 10));
@@ -485,7 +494,7 @@ TEST_P(Live, MemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
   discard_and_write_before_the_instant(session, first, 10, static_cast<u32>(GetParam().blocks.size()));
 }
 
-TEST_P(Live, UntouchedMemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
+TEST_P(LiveDiscard, UntouchedMemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
   Session session(guest());
   START_OR_RETURN(session);
   discard_and_write_before_the_instant(session, session.guest.reserved() + 200, 10,
@@ -494,7 +503,7 @@ TEST_P(Live, UntouchedMemoryDiscardedAndWrittenBeforeTheInstantIsRightOrBusy) {
 
 // ---- the guest comes first ----
 
-TEST_P(Live, AbandonedWhileTrackingTheGuestGoesOn) {
+TEST_P(LiveSimple, AbandonedWhileTrackingTheGuestGoesOn) {
   Session session(guest());
   START_OR_RETURN(session);
   sleep_up_to(3ms);
@@ -502,7 +511,7 @@ TEST_P(Live, AbandonedWhileTrackingTheGuestGoesOn) {
   EXPECT_TRUE(session.guest.goes_on());
 }
 
-TEST_P(Live, AbandonedAfterTheInstantTheGuestGoesOn) {
+TEST_P(LiveSimple, AbandonedAfterTheInstantTheGuestGoesOn) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -512,7 +521,7 @@ TEST_P(Live, AbandonedAfterTheInstantTheGuestGoesOn) {
   EXPECT_TRUE(session.guest.does(Order::kWrite, session.guest.reserved(), kReserved));
 }
 
-TEST_P(Live, AfterTheCopyTheGuestGoesOnThoughNothingIsDropped) {
+TEST_P(LiveSimple, AfterTheCopyTheGuestGoesOnThoughNothingIsDropped) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -522,7 +531,7 @@ TEST_P(Live, AfterTheCopyTheGuestGoesOnThoughNothingIsDropped) {
   EXPECT_TRUE(session.guest.does(Order::kWrite, session.guest.reserved(), kReserved));
 }
 
-TEST_P(Live, AfterAFullDiskTheGuestGoesOn) {
+TEST_P(LiveSimple, AfterAFullDiskTheGuestGoesOn) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -536,7 +545,7 @@ TEST_P(Live, AfterAFullDiskTheGuestGoesOn) {
   EXPECT_NE(outcome.error().message().find("No space left"), std::string::npos) << outcome.error().message();
 }
 
-TEST_P(Live, CanBeginAgainAfterOneThatWasAbandoned) {
+TEST_P(LiveSimple, CanBeginAgainAfterOneThatWasAbandoned) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -547,7 +556,7 @@ TEST_P(Live, CanBeginAgainAfterOneThatWasAbandoned) {
   session.expect_all_of_the_instant(store);
 }
 
-TEST_P(Live, ASecondCaptureOfTheSameGuestIsBusy) {
+TEST_P(LiveSimple, ASecondCaptureOfTheSameGuestIsBusy) {
   Session session(guest());
   START_OR_RETURN(session);
   const auto second = session.try_start();
@@ -572,7 +581,7 @@ class Killer {
   std::thread thread_;
 };
 
-TEST_P(Live, ProcessThatDiesDuringTheCopyHasVanished) {
+TEST_P(LiveSimple, ProcessThatDiesDuringTheCopyHasVanished) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -587,7 +596,7 @@ TEST_P(Live, ProcessThatDiesDuringTheCopyHasVanished) {
   EXPECT_EQ(copied.error().kind(), ErrorKind::kVanished) << copied.error().message();
 }
 
-TEST_P(Live, ProcessThatDiesBeforeTheCopyHasVanished) {
+TEST_P(LiveSimple, ProcessThatDiesBeforeTheCopyHasVanished) {
   Session session(guest());
   START_OR_RETURN(session);
   session.instant();
@@ -598,7 +607,7 @@ TEST_P(Live, ProcessThatDiesBeforeTheCopyHasVanished) {
   EXPECT_EQ(copied.error().kind(), ErrorKind::kVanished) << copied.error().message();
 }
 
-TEST_P(Live, ProcessThatDiesBeforeTheInstantHasVanished) {
+TEST_P(LiveSimple, ProcessThatDiesBeforeTheInstantHasVanished) {
   Session session(guest());
   START_OR_RETURN(session);
   sleep_up_to(5ms);

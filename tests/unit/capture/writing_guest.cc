@@ -202,7 +202,7 @@ void WritingGuest::write_for_ever(unsigned number) {
     if (page >= total_pages() || (page >= reserved_from && page < pages(0))) continue;
     write_page(page, generation);
     ++board_->writes[number];
-    if (generation % 8 == 0) ::usleep(20);
+    if (generation % 8 == 0) ::usleep(100);
   }
 }
 

@@ -14,6 +14,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "unit/qemu/victim.h"
 #include "vmsieve/base/fd.h"
 #include "vmsieve/qemu/page_residency.h"
 #include "vmsieve/qemu/process_memory.h"
@@ -74,6 +75,26 @@ TEST(ProcMaps, OfThisProcess) {
   ASSERT_TRUE(maps) << maps.error().message();
   EXPECT_TRUE(std::any_of(maps->begin(), maps->end(), [](const Vma& v) { return v.executable; }));
   EXPECT_EQ(read_maps(999999999).error().kind(), ErrorKind::kVanished);
+}
+
+TEST(ReadMaps, ProcessWhoseMappingsAreJoinedAndSplitMeanwhile) {
+  constexpr u64 kPages = 512;
+  const test::Victim victim{[](test::VictimBoard& board) {
+    void* const at = ::mmap(nullptr, kPages * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char* const memory = static_cast<char*>(at);
+    for (u64 page = 0; page < kPages; page += 2) ::mprotect(memory + page * kPageSize, kPageSize, PROT_READ);
+    for (;; ++board.rounds) {
+      for (u64 page = 1; page < kPages; page += 2) {
+        ::mprotect(memory + page * kPageSize, kPageSize, PROT_READ);
+        ::mprotect(memory + page * kPageSize, kPageSize, PROT_NONE);
+      }
+    }
+  }};
+  ASSERT_TRUE(victim.makes_rounds(1));
+  for (int i = 0; i < 150; ++i) {
+    const auto maps = read_maps(victim.pid());
+    ASSERT_TRUE(maps) << maps.error().message();
+  }
 }
 
 TEST(AppendRange, JoinsWhatTouches) {
