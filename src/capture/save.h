@@ -47,7 +47,7 @@ struct LiveReport {
   double copy_ms = 0;     ///< after the pause, until the guest's memory was let go
   LiveFigures figures;
   u64 sections_reused = 0;  ///< memory sections whose page structures were not read inside the pause
-  std::string reason;  ///< why the save was paused although any mode would have done
+  std::string reason;       ///< why the save was paused although any mode would have done
 };
 
 struct SaveReport {
