@@ -438,6 +438,7 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
   }
   // All units are done, so nobody adds to them any more. After an error somebody might.
   for (const EarlyCopy& early : early_) VMSIEVE_TRY(submit_early(early));
+  progress({"reading", copied_pages_ * kPageSize, pages_to_copy_ * kPageSize});
   return {};
 }
 
