@@ -133,7 +133,7 @@ def next_kernel(kernel):
 
 
 @pytest.mark.parametrize("first, second", [
-    pytest.param("6.1", "6.12"), pytest.param("6.12", "6.1", marks=pytest.mark.matrix),
+    pytest.param("6.1", "6.12", marks=pytest.mark.matrix), pytest.param("6.12", "6.1", marks=pytest.mark.matrix),
     pytest.param("newest", "newest", marks=pytest.mark.matrix)])
 def test_kexec_into_another_kernel(vmsieve, tmp_path, request, first, second):
     need_kernel(request, first)
