@@ -11,6 +11,7 @@
 #include <chrono>
 #include <thread>
 
+#include "vmsieve/qemu/forked_child.h"
 #include "vmsieve/qemu/guard_child.h"
 #include "vmsieve/qemu/machine.h"
 
@@ -20,22 +21,6 @@ namespace {
 
 constexpr int kArmMilliseconds = 5000;
 constexpr std::chrono::milliseconds kChildPatience{2000};
-
-/// All signals blocked while it lives, so that no handler of ours runs in the new child.
-class SignalBlock {
- public:
-  SignalBlock() {
-    sigset_t all;
-    ::sigfillset(&all);
-    ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-  }
-  ~SignalBlock() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-  SignalBlock(const SignalBlock&) = delete;
-  SignalBlock& operator=(const SignalBlock&) = delete;
-
- private:
-  sigset_t before_{};
-};
 
 bool send_message(int link, GuardMessage message) {
   const char byte = static_cast<char>(message);
