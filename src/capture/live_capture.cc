@@ -15,6 +15,7 @@ using Clock = std::chrono::steady_clock;
 /// How long the answering thread sleeps at most: the end of a capture waits for it.
 constexpr int kPollMilliseconds = 20;
 constexpr int kAnsweringPriority = -10;
+constexpr std::size_t kReleasedAtOnce = 32;
 constexpr std::chrono::milliseconds kBeatPeriod{100};
 
 double ms_since(Clock::time_point since) {
@@ -388,18 +389,25 @@ Result<void> LiveCapture::copy_unit(std::size_t unit, std::optional<TimePoint> d
   return {};
 }
 
-// Lets go of all units that have nothing to copy, as many at once as stand beside each other.
+// Lets go of the units that have nothing to copy, many at once; few enough that a write to one of them, which
+// waits meanwhile, does not wait for all of memory to be asked about.
 Result<void> LiveCapture::release_unused() {
   std::vector<std::size_t> unused;
   for (std::size_t unit = 0; unit < units_.count(); ++unit) {
     if (chunks_.first_chunk[unit] == chunks_.first_chunk[unit + 1] && claim(unit)) unused.push_back(unit);
+    if (unused.size() == kReleasedAtOnce) VMSIEVE_TRY(release_claimed(unused));
   }
-  for (const std::size_t unit : unused) {
+  return release_claimed(unused);
+}
+
+Result<void> LiveCapture::release_claimed(std::vector<std::size_t>& units) {
+  for (const std::size_t unit : units) {
     VMSIEVE_ASSIGN(const std::vector<ByteRange> unprotected_pages, unprotected(unit));
     VMSIEVE_TRY(check_zeros(unit, unprotected_pages));
   }
-  for (const ByteRange& range : host_ranges(units_, unused)) VMSIEVE_TRY(protection_.release(range));
-  for (const std::size_t unit : unused) states_[unit] = State::kDone;
+  for (const ByteRange& range : host_ranges(units_, units)) VMSIEVE_TRY(protection_.release(range));
+  for (const std::size_t unit : units) states_[unit] = State::kDone;
+  units.clear();
   return {};
 }
 

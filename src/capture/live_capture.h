@@ -101,6 +101,7 @@ class LiveCapture {
   void note_wait(TimePoint since);
   bool claim(std::size_t unit);
   Result<void> release_unused();
+  Result<void> release_claimed(std::vector<std::size_t>& units);
   Result<void> copy_unit(std::size_t unit, std::optional<TimePoint> deadline);
   Result<void> copy_chunk(const Chunk& chunk, std::optional<TimePoint> deadline);
   Result<std::vector<ByteRange>> unprotected(std::size_t unit) const;
