@@ -302,6 +302,70 @@ TEST_F(FreePagesTest, FailureToReadTheGuestIsAnError) {
   EXPECT_EQ(failure().kind(), ErrorKind::kVanished);
 }
 
+// ---- what an earlier look has found ----
+
+class EarlierLook : public FreePagesTest {
+ protected:
+  EarlierLook() {
+    EXPECT_EQ(look().count, 0x409u);
+    EXPECT_EQ(earlier.reused, 0u);  // nobody says what was written
+    earlier.unwritten = [this](const PhysicalExtent& extent) {
+      asked.push_back(extent);
+      return unwritten;
+    };
+  }
+  FreePages look() {
+    auto found = find_free_pages(guest.memory(), guest.kernel(), {.threads = 1, .earlier = &earlier});
+    EXPECT_TRUE(found.ok()) << found.error().message();
+    return found.ok() ? *std::move(found) : FreePages{};
+  }
+
+  EarlierScan earlier;
+  bool unwritten = true;
+  std::vector<PhysicalExtent> asked;
+};
+
+TEST_F(EarlierLook, HoldsWhereNothingWasWritten) {
+  const std::size_t sections = earlier.scans.size();
+  ASSERT_GT(sections, 1u);
+  const FreePages found = look();
+  EXPECT_EQ(earlier.reused, sections);
+  EXPECT_THAT(found.runs, ElementsAre(PfnRange{Pfn{0x800}, 9}, PfnRange{Pfn{0x2000}, 0x400}));
+  EXPECT_EQ(found.described, 0xa0u + 0x2f00u);
+  EXPECT_THAT(found.doubts, IsEmpty());
+}
+
+TEST_F(EarlierLook, AsksAboutAllStructPages) {
+  look();
+  u64 bytes = 0;
+  for (const PhysicalExtent& extent : asked) bytes += extent.bytes;
+  EXPECT_EQ(bytes, 0x3000 * guest.options().page_bytes);
+  EXPECT_EQ(asked.front().address, FakeGuest::kStructPages);
+}
+
+TEST_F(EarlierLook, IsForgottenWhereSomethingWasWritten) {
+  guest.free_block(0x900, 2);
+  unwritten = false;
+  EXPECT_EQ(look().count, 0x40du);
+  EXPECT_EQ(earlier.reused, 0u);
+}
+
+// Taken over although something was written, the counters tell (check E).
+TEST_F(EarlierLook, ThatIsWrongIsDoubted) {
+  guest.free_block(0x900, 2);
+  EXPECT_EQ(look().doubts.size(), 1u);
+}
+
+TEST_F(EarlierLook, IsForgottenWhereStructPagesLieElsewhere) {
+  std::vector<std::byte> moved(2 * kMiB);
+  ASSERT_TRUE(guest.memory().read(FakeGuest::kStructPages, moved).ok());
+  const GuestPhysical elsewhere{0x280'0000};
+  guest.memory().write(elsewhere, moved);
+  guest.tables().map(guest.vmemmap(), elsewhere, 21);
+  EXPECT_EQ(look().count, 0x409u);
+  EXPECT_EQ(earlier.reused, 0u);
+}
+
 // ---- hazards 10 and 11: what free pages read as ----
 
 class FillTest : public FreePagesTest {
