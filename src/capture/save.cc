@@ -172,8 +172,9 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
   return none;
 }
 
+/// `disturbed` tells that a live copy was spoilt by something that a guest which stands still does not do.
 Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveOptions& options,
-                             const ProgressFunction& progress) {
+                             const ProgressFunction& progress, bool& disturbed) {
   const Stopwatch total;
   const unsigned threads = worker_count(options.threads);
   Save save;
@@ -210,6 +211,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   guard->end_beat();
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up
   if (!captured.ok()) {
+    disturbed = save.manifest.mode == "live" && captured.error().kind() == ErrorKind::kBusy;
     // The pipeline's own error (a full disk) is the cause when it failed first.
     if (pipeline->failed()) VMSIEVE_TRY(pipeline->finish());
     return captured.error();
@@ -242,14 +244,13 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
 
 Result<SaveReport> save(const VmAddress& address, Store& store, const SaveOptions& options,
                         const ProgressFunction& progress) {
-  auto saved = save_once(address, store, options, progress);
-  const bool disturbed = !saved.ok() && saved.error().kind() == ErrorKind::kBusy;
-  if (!disturbed || options.mode != SaveMode::kAny) return saved;
-  // What disturbed a live save (a balloon that moved) does not disturb a guest that stands still.
+  bool disturbed = false;
+  auto saved = save_once(address, store, options, progress, disturbed);
+  if (saved.ok() || !disturbed || options.mode != SaveMode::kAny) return saved;
   SaveOptions paused = options;
   paused.mode = SaveMode::kPaused;
   const std::string why = saved.error().message();
-  saved = save_once(address, store, paused, progress);
+  saved = save_once(address, store, paused, progress, disturbed);
   if (saved.ok())
     saved->warnings.push_back(fmt::format("the live save was given up for a paused one: {}", why));
   return saved;

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "inspection.h"
 
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 
 #include <CLI/CLI.hpp>
@@ -22,6 +24,14 @@ Json classes_json(const PageClasses& classes) {
   for (std::size_t i = 0; i < kPageClasses; ++i)
     json[std::string(to_string(static_cast<PageClass>(i)))] = classes.pages[i] * kPageSize;
   return json;
+}
+
+Result<void> write_file(const std::string& path, const std::string& bytes) {
+  std::ofstream file(path, std::ios::binary | std::ios::trunc);
+  file << bytes;
+  file.close();
+  if (!file) return make_error(ErrorKind::kIo, "cannot write the picture {}: {}", path, std::strerror(errno));
+  return {};
 }
 
 }  // namespace
@@ -145,14 +155,13 @@ int write_pictures(const Inspection& seen, const LookOptions& options, const Com
   const auto picture = draw_memory_map(seen);
   if (!picture) return report(picture.error(), common);
   if (!options.svg.empty()) {
-    std::ofstream file(options.svg, std::ios::binary | std::ios::trunc);
-    file << to_svg(*picture);
-    file.close();
-    if (!file) return report(errno_error(errno, "writing the picture " + options.svg), common);
+    if (const auto written = write_file(options.svg, to_svg(*picture)); !written)
+      return report(written.error(), common);
   }
   if (!options.png.empty()) {
-    if (const auto written = write_png(*picture, options.png); !written)
-      return report(written.error(), common);
+    const auto png = to_png(*picture);
+    if (!png) return report(png.error(), common);
+    if (const auto written = write_file(options.png, *png); !written) return report(written.error(), common);
   }
   return kExitOk;
 }

@@ -15,7 +15,7 @@ int list_vms(const Common& common) {
   const auto processes = list_qemu_processes();
   if (!processes) return report(processes.error(), common);
   std::vector<std::vector<std::string>> rows = {
-      {"NAME", "PID", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "MONITOR"}};
+      {"NAME", "PID", "STATE", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "MONITOR"}};
   Json vms = Json::array();
   for (const QemuProcess& process : *processes) {
     const std::string qmp = process.qmp_paths.empty() ? "" : process.qmp_paths.front();
@@ -28,15 +28,19 @@ int list_vms(const Common& common) {
       vm.update({{"total_bytes", seen->total_bytes},
                  {"used_bytes", seen->used_bytes},
                  {"free_bytes", seen->free_bytes},
+                 {"running", seen->running},
                  {"accelerator", seen->accelerator},
                  {"kernel", seen->kernel},
                  {"reason", seen->reason}});
-      rows.push_back({process.name, std::to_string(process.pid), human_bytes(seen->total_bytes),
-                      human_bytes(seen->used_bytes), human_bytes(seen->free_bytes), seen->accelerator,
-                      seen->kernel.empty() ? "-" : seen->kernel, qmp});
+      // Without a kernel nothing is known of what is used.
+      const bool known = !seen->kernel.empty();
+      rows.push_back({process.name, std::to_string(process.pid), seen->running ? "running" : "stopped",
+                      human_bytes(seen->total_bytes), known ? human_bytes(seen->used_bytes) : "-",
+                      known ? human_bytes(seen->free_bytes) : "-", seen->accelerator,
+                      known ? seen->kernel : "-", qmp});
     } else {
       vm["reason"] = seen.error().message();
-      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-",
+      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-", "-",
                       fmt::format("- ({})", seen.error().message())});
     }
     vms.push_back(std::move(vm));
@@ -46,7 +50,7 @@ int list_vms(const Common& common) {
   } else if (processes->empty()) {
     std::puts("no QEMU is running that this user can see");
   } else {
-    std::fputs(table(rows, {1, 2, 3, 4}).c_str(), stdout);
+    std::fputs(table(rows, {1, 3, 4, 5}).c_str(), stdout);
   }
   return kExitOk;
 }

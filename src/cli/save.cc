@@ -30,13 +30,18 @@ void print_report(const SaveReport& saved, const Store& store) {
   const auto pages = [](u64 count) { return human_bytes(count * kPageSize); };
   fmt::print("checkpoint {} of {} in {}\n", m.id,
              m.vm_name.empty() ? "pid " + std::to_string(m.vm_pid) : m.vm_name, store.name());
-  fmt::print("guest stopped {} of {} in all\n", human_ms(m.pause_ms), human_ms(m.total_ms));
+  if (m.was_running) {
+    fmt::print("guest stopped {} of {} in all\n", human_ms(m.pause_ms), human_ms(m.total_ms));
+  } else {
+    fmt::print("guest stood still before, and does; saved in {}\n", human_ms(m.total_ms));
+  }
   if (m.mode == "live" && saved.live.figures.waits > 0) {
     fmt::print("{} writes of the guest waited to be copied, {} at most\n", saved.live.figures.waits,
                human_ms(saved.live.figures.longest_wait_ms));
   }
-  fmt::print("stored {} of {} of guest memory: free {}, zero {}, saved {}\n", human_bytes(m.stored_bytes),
-             human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero + m.pages.fill),
+  fmt::print("stored {} of {} of guest memory: free {}, zero {}, {}saved {}\n", human_bytes(m.stored_bytes),
+             human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero),
+             m.pages.fill == 0 ? "" : fmt::format("one repeated byte {}, ", pages(m.pages.fill)),
              pages(m.pages.saved));
   if (m.introspection.used) {
     fmt::print("kernel Linux {}\n", m.introspection.kernel);

@@ -45,7 +45,9 @@ int verify(const std::vector<std::string>& names, const Common& common) {
       if (good.ok()) {
         fmt::print("{} is whole\n", id);
       } else {
-        fmt::print(stderr, "vmsieve: checkpoint {}: {}\n", id, good.error().message());
+        const std::string& message = good.error().message();
+        const bool named = message.find(id) != std::string::npos;
+        fmt::print(stderr, "vmsieve: {}{}\n", named ? "" : fmt::format("checkpoint {}: ", id), message);
       }
     }
   }

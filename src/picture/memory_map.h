@@ -38,7 +38,7 @@ Result<Picture> draw_memory_map(const Inspection& inspection);
 /// SVG 1.1, text as text.
 std::string to_svg(const Picture& picture);
 
-/// Writes a PNG file. Needs any sans-serif font on the machine. kIo when the file cannot be written.
-Result<void> write_png(const Picture& picture, const std::string& path);
+/// The bytes of a PNG file. Needs any sans-serif font on the machine.
+Result<std::string> to_png(const Picture& picture);
 
 }  // namespace vmsieve

@@ -48,9 +48,14 @@ void draw(cairo_t* cairo, const Shape& shape) {
   }
 }
 
+cairo_status_t append(void* bytes, const unsigned char* data, unsigned length) {
+  static_cast<std::string*>(bytes)->append(data, data + length);
+  return CAIRO_STATUS_SUCCESS;
+}
+
 }  // namespace
 
-Result<void> write_png(const Picture& picture, const std::string& path) {
+Result<std::string> to_png(const Picture& picture) {
   const std::unique_ptr<cairo_surface_t, decltype(&cairo_surface_destroy)> surface(
       cairo_image_surface_create(CAIRO_FORMAT_RGB24, static_cast<int>(std::ceil(picture.width * kScale)),
                                  static_cast<int>(std::ceil(picture.height * kScale))),
@@ -59,10 +64,13 @@ Result<void> write_png(const Picture& picture, const std::string& path) {
   cairo_scale(cairo.get(), kScale, kScale);
   for (const Shape& shape : picture.shapes) draw(cairo.get(), shape);
   auto status = cairo_status(cairo.get());
-  if (status == CAIRO_STATUS_SUCCESS) status = cairo_surface_write_to_png(surface.get(), path.c_str());
+  std::string bytes;
+  if (status == CAIRO_STATUS_SUCCESS) {
+    status = cairo_surface_write_to_png_stream(surface.get(), append, &bytes);
+  }
   if (status != CAIRO_STATUS_SUCCESS)
-    return make_error(ErrorKind::kIo, "writing the picture {}: {}", path, cairo_status_to_string(status));
-  return {};
+    return make_error(ErrorKind::kIo, "drawing the picture: {}", cairo_status_to_string(status));
+  return bytes;
 }
 
 }  // namespace vmsieve

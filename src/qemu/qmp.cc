@@ -73,7 +73,7 @@ Result<void> QmpClient::handshake(TimePoint deadline) {
   // An event of the moment may come first (seen with QEMU 7.2).
   while (greeting && greeting->kind == QmpMessage::Kind::kEvent) greeting = receive(deadline);
   if (!greeting && greeting.error().kind() == ErrorKind::kTimeout) {
-    return make_error(ErrorKind::kTimeout,
+    return make_error(ErrorKind::kBusy,
                       "no greeting from {}: a QMP monitor serves one client at a time, and another one "
                       "(libvirt, for example) holds it",
                       path_);

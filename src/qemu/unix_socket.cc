@@ -35,8 +35,10 @@ Result<UniqueFd> connect_unix(const std::string& path, std::chrono::steady_clock
     if (errno != EAGAIN) return errno_error(errno, fmt::format("cannot connect to {}", path));
     // The listener's queue is full; a UNIX socket cannot be polled for room in it.
     if (std::chrono::steady_clock::now() >= deadline) {
-      return make_error(ErrorKind::kTimeout,
-                        "no room on {}: other clients (libvirt, for example) hold this monitor", path);
+      return make_error(ErrorKind::kBusy,
+                        "{} takes no connection: a QMP monitor serves one client at a time, and others "
+                        "(libvirt, for example) hold it",
+                        path);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds{5});
   }

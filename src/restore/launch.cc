@@ -168,15 +168,16 @@ Result<void> RunningQemu::connect(milliseconds timeout) {
       return make_error(ErrorKind::kTimeout, "the new QEMU, process {}, does not answer on {} within {} s",
                         pid_, place_.path, timeout.count() / 1000);
     }
-    // The socket exists early, the greeting comes when QEMU is ready: a QEMU that hangs before is waited
-    // for in small portions, so that one that ends is seen.
+    // The socket exists early, the greeting comes when QEMU is ready; one that ends closes the socket.
     auto qmp = QmpClient::connect(place_.path, left);
     if (qmp) {
       qmp_ = std::move(*qmp);
       return {};
     }
     const ErrorKind kind = qmp.error().kind();
-    if (kind != ErrorKind::kNotFound && kind != ErrorKind::kVanished) return explain(qmp.error());
+    const bool not_yet =
+        kind == ErrorKind::kNotFound || kind == ErrorKind::kVanished || kind == ErrorKind::kBusy;
+    if (!not_yet) return explain(qmp.error());
     std::this_thread::sleep_for(kPollInterval);
   }
 }

@@ -9,6 +9,7 @@
 
 #include "vmsieve/base/fd.h"
 #include "vmsieve/base/units.h"
+#include "vmsieve/restore/file_users.h"
 #include "vmsieve/restore/option_parts.h"
 #include "vmsieve/restore/option_table.h"
 
@@ -66,6 +67,10 @@ constexpr auto kPathProperties = std::to_array<PathProperty>({
 constexpr auto kDescriptorKeys =
     std::to_array<std::string_view>({"fd", "fds", "vhostfd", "vhostfds", "sock_fd"});
 
+/// Options that make a character device out of "file:PATH".
+constexpr auto kCharacterOptions =
+    std::to_array<std::string_view>({"serial", "parallel", "debugcon", "virtioconsole"});
+
 /// How to give the option anew: with its id where it has one, so that only this one is replaced.
 std::string advice(const QemuOption& option) {
   const std::string name{canonical_option(option.name)};
@@ -95,6 +100,23 @@ std::optional<std::string> local_file(std::string name) {
   return name;
 }
 
+/// Files that QEMU makes, or empties if they are there (QEMU chardev/char.c, chardev/char-file.c,
+/// util/log.c).
+std::vector<std::string> output_files(const QemuOption& option, const OptionProperties& properties) {
+  const std::string value = option.value.value_or("");
+  std::vector<std::string> files;
+  const bool short_form = std::ranges::find(kCharacterOptions, option.name) != kCharacterOptions.end();
+  if (short_form && value.starts_with("file:")) files.push_back(value.substr(5));
+  if (option.name == "D") files.push_back(value);
+  if (option.name == "chardev") {
+    const auto path = properties.get("path");
+    if (properties.get("backend") == "file" && path && !properties.on("append")) files.push_back(*path);
+    const auto log = properties.get("logfile");
+    if (log && !properties.on("logappend")) files.push_back(*log);
+  }
+  return files;
+}
+
 class Search {
  public:
   explicit Search(const std::string& working_directory) : directory_(working_directory) {
@@ -112,6 +134,7 @@ class Search {
     check_descriptors(option, properties);
     check_path_properties(option, properties);
     check_sockets(option, properties);
+    check_output(option, properties);
   }
 
   std::vector<std::string> found;
@@ -213,6 +236,17 @@ class Search {
     if (listens_on(sockets_, path) || listens_on(sockets_, resolve_path(path, directory_))) {
       found.push_back(fmt::format("{} listens on {}, where another process listens now: end it, or use {}",
                                   shown(option), path, advice(option)));
+    }
+  }
+
+  /// What QEMU writes it opens from its beginning.
+  void check_output(const QemuOption& option, const OptionProperties& properties) {
+    for (const std::string& name : output_files(option, properties)) {
+      const std::string path = resolve_path(name, directory_);
+      if (const auto writer = writer_of(path)) {
+        found.push_back(fmt::format("{} empties {}, which process {} writes to: end it, or use {}",
+                                    shown(option), path, *writer, advice(option)));
+      }
     }
   }
 

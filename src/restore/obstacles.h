@@ -15,8 +15,9 @@ namespace vmsieve {
 ///  - files and folders that are not there;
 ///  - UNIX sockets it would listen on that another process listens on now: QEMU removes and remakes
 ///    such a socket, so the other process (most likely the checkpointed QEMU itself) would lose it;
+///  - files it would empty that another process writes to (-serial file:PATH);
 ///  - a -readconfig file that defines monitors.
-/// Looks at names only, opens nothing but the -readconfig file. Relative paths start from
+/// Looks at names and at who has what open, opens nothing but the -readconfig file. Relative paths start from
 /// `working_directory`.
 std::vector<std::string> find_obstacles(const QemuCommandLine& command_line,
                                         const std::string& working_directory);

@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <ctime>
+#include <filesystem>
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -53,7 +55,7 @@ Result<void> check_path(const std::string& path) {
 
 Result<void> check_nobody_listens(const std::string& path) {
   const auto connected = connect_unix(path, std::chrono::steady_clock::now() + kConnectPatience);
-  if (connected || connected.error().kind() == ErrorKind::kTimeout) {
+  if (connected || connected.error().kind() == ErrorKind::kBusy) {
     return make_error(ErrorKind::kBusy, "another process listens on {}: give another path with --qmp", path);
   }
   const ErrorKind kind = connected.error().kind();
@@ -114,6 +116,27 @@ Result<std::string> runtime_folder() {
   return folder;
 }
 
+/// Removes what QEMUs left in the folder that have ended: their sockets, and logs of more than a day. QEMU
+/// holds the lock on its log as long as it lives.
+void sweep(const std::string& folder) {
+  constexpr std::time_t kLogSeconds = 24 * 3600;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator{folder, ignored}) {
+    const std::string log_path = entry.path().string();
+    constexpr std::string_view kLogSuffix = ".qmp.log";
+    if (!log_path.ends_with(kLogSuffix)) continue;
+    const auto log = open_file(log_path, O_RDWR | O_NOFOLLOW);
+    if (!log || ::flock(log->get(), LOCK_EX | LOCK_NB) != 0) continue;
+    const std::string socket_path = log_path.substr(0, log_path.size() - 4);
+    if (!check_nobody_listens(socket_path)) continue;
+    (void)::unlink(socket_path.c_str());
+    struct stat info {};
+    if (::fstat(log->get(), &info) == 0 && std::time(nullptr) - info.st_mtime > kLogSeconds) {
+      (void)::unlink(log_path.c_str());
+    }
+  }
+}
+
 }  // namespace
 
 Result<QmpPlace> claim_qmp_place(const std::string& path) {
@@ -135,6 +158,7 @@ Result<QmpPlace> claim_default_qmp_place(const std::vector<std::string>& command
     if (place) return place;
   }
   VMSIEVE_ASSIGN(const std::string folder, runtime_folder());
+  sweep(folder);
   const std::string name = folder + "/" + file_name(vm_name, checkpoint_id);
   for (int number = 1; number <= kClaimAttempts; ++number) {
     auto place = claim_qmp_place(number == 1 ? name + ".qmp" : fmt::format("{}-{}.qmp", name, number));

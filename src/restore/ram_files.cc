@@ -7,7 +7,6 @@
 #include <limits>
 #include <optional>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -15,6 +14,7 @@
 
 #include "vmsieve/base/fd.h"
 #include "vmsieve/qemu/proc_maps.h"
+#include "vmsieve/restore/file_users.h"
 #include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/option_parts.h"
 #include "vmsieve/restore/option_table.h"
@@ -28,31 +28,8 @@ std::string solution(const RamFile& file) {
   return fmt::format("--set object=memory-backend-file,id={},mem-path=PATH,...", file.id);
 }
 
-/// The entries of a folder of /proc that are numbers.
-std::vector<std::string> numbered_entries(const std::string& folder) {
-  std::vector<std::string> names;
-  DIR* directory = ::opendir(folder.c_str());
-  if (directory == nullptr) return names;
-  while (const dirent* entry = ::readdir(directory)) {
-    const std::string_view name{entry->d_name};
-    if (name.find_first_not_of("0123456789") == std::string_view::npos) names.emplace_back(name);
-  }
-  ::closedir(directory);
-  return names;
-}
-
-bool has_open(const std::string& pid, const struct stat& file) {
-  const std::string folder = "/proc/" + pid + "/fd";
-  for (const std::string& number : numbered_entries(folder)) {
-    struct stat info {};
-    if (::stat((folder + "/" + number).c_str(), &info) != 0) continue;
-    if (info.st_dev == file.st_dev && info.st_ino == file.st_ino) return true;
-  }
-  return false;
-}
-
-bool has_mapped(const std::string& pid, const RamFile& file, const struct stat& info) {
-  const auto maps = read_maps(static_cast<pid_t>(std::strtol(pid.c_str(), nullptr, 10)));
+bool has_mapped(pid_t pid, const RamFile& file, const struct stat& info) {
+  const auto maps = read_maps(pid);
   if (!maps) return false;
   return std::ranges::any_of(*maps, [&](const Vma& vma) {
     // On btrfs and overlayfs the device number of a mapping is not that of stat(2): the name then tells.
@@ -63,9 +40,9 @@ bool has_mapped(const std::string& pid, const RamFile& file, const struct stat& 
 }
 
 /// A process that has the file open or mapped, as far as this user may see.
-std::optional<std::string> user_of(const RamFile& file, const struct stat& info) {
-  for (const std::string& pid : numbered_entries("/proc")) {
-    if (has_open(pid, info) || has_mapped(pid, file, info)) return pid;
+std::optional<pid_t> user_of(const RamFile& file, const struct stat& info) {
+  for (const pid_t pid : visible_processes()) {
+    if (has_open(pid, info, OpenedFor::kAnything) || has_mapped(pid, file, info)) return pid;
   }
   return std::nullopt;
 }

@@ -113,6 +113,8 @@ Result<void> make_directories(const std::string& path) {
       const std::string above = slash == std::string::npos ? "." : slash == 0 ? "/" : part.substr(0, slash);
       VMSIEVE_ASSIGN(UniqueFd fd, open_file(above, O_RDONLY | O_DIRECTORY));
       VMSIEVE_TRY(sync_directory(Directory{std::move(fd), above}));
+    } else if (errno == ENOENT) {  // /proc: what is above is there, but takes no folders
+      return make_error(ErrorKind::kIo, "no directory {} can be made on that file system", part);
     } else if (errno != EEXIST) {
       return errno_error(errno, fmt::format("cannot make the directory {}", part));
     }

@@ -158,6 +158,27 @@ TEST_F(Obstacles, SocketThatSomebodyListensOn) {
   EXPECT_THAT(of({"-serial", "unix:s"}), IsEmpty()) << "a client may connect";
 }
 
+TEST_F(Obstacles, FileThatSomebodyWritesTo) {
+  const Strings appended{"-chardev", "file,id=c,path=log,append=on"};
+  const std::vector<Strings> emptied = {{"-serial", "file:log"},
+                                        {"-chardev", "file,id=c,path=log"},
+                                        {"-chardev", "null,id=c,logfile=log"},
+                                        {"-D", "log"}};
+  make_file("log", "words of the first VM");
+  for (const Strings& arguments : emptied) EXPECT_THAT(of(arguments), IsEmpty()) << arguments[1];
+  const UniqueFd reader{::open((folder_ / "log").c_str(), O_RDONLY)};
+  for (const Strings& arguments : emptied) EXPECT_THAT(of(arguments), IsEmpty()) << arguments[1];
+
+  const UniqueFd writer{::open((folder_ / "log").c_str(), O_WRONLY)};
+  ASSERT_TRUE(writer.valid());
+  const std::string process = fmt::format("process {} writes to", ::getpid());
+  for (const Strings& arguments : emptied) {
+    EXPECT_THAT(of(arguments), ElementsAre(AllOf(HasSubstr(process), HasSubstr("--set ")))) << arguments[1];
+  }
+  EXPECT_THAT(of(appended), IsEmpty());
+  EXPECT_THAT(of({"-serial", "file:other"}), IsEmpty());
+}
+
 TEST(ListensOn, OnlyListeningSocketsOfThatPath) {
   const char* text =
       "Num       RefCount Protocol Flags    Type St Inode Path\n"
