@@ -69,11 +69,9 @@ Result<void> check_nothing_punches(AttachedVm& vm) {
                "unnoticed");
 }
 
-}  // namespace
-
-Result<std::unique_ptr<LiveCapture>> start_live_capture(AttachedVm& vm, const LiveCapture::Options& options) {
-  const pid_t pid = vm.process.pid;
-  VMSIEVE_ASSIGN(const std::optional<pid_t> other, other_process_with_memory(pid, vm.memory->layout()));
+Result<WriteProtection> make_protection(AttachedVm& vm, WriteProtection::Mode mode) {
+  VMSIEVE_ASSIGN(const std::optional<pid_t> other,
+                 other_process_with_memory(vm.process.pid, vm.memory->layout()));
   if (other) {
     return make_error(
         ErrorKind::kUnsupported,
@@ -81,8 +79,24 @@ Result<std::unique_ptr<LiveCapture>> start_live_capture(AttachedVm& vm, const Li
   }
   VMSIEVE_TRY(check_nothing_punches(vm));
   VMSIEVE_ASSIGN(UniqueFd userfaultfd, take(vm));
-  VMSIEVE_ASSIGN(WriteProtection protection, WriteProtection::make(std::move(userfaultfd)));
-  return LiveCapture::start(*vm.memory, pid, std::move(protection), options);
+  return WriteProtection::make(std::move(userfaultfd), mode);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<LiveCapture>> start_live_capture(AttachedVm& vm, const LiveCapture::Options& options) {
+  VMSIEVE_ASSIGN(WriteProtection protection, make_protection(vm, WriteProtection::Mode::kWait));
+  return LiveCapture::start(*vm.memory, vm.process.pid, std::move(protection), options);
+}
+
+Result<WriteProtection> make_noting_protection(AttachedVm& vm) {
+  VMSIEVE_ASSIGN(WriteProtection protection, make_protection(vm, WriteProtection::Mode::kNote));
+  const MemoryUnits units(vm.memory->layout());
+  for (u32 block = 0; block < units.blocks(); ++block) {
+    const ByteRange range = units.block(block);
+    if (range.start < range.end) VMSIEVE_TRY(protection.add(range));
+  }
+  return protection;
 }
 
 }  // namespace vmsieve

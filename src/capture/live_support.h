@@ -15,4 +15,8 @@ namespace vmsieve {
 /// is changed.
 Result<std::unique_ptr<LiveCapture>> start_live_capture(AttachedVm& vm, const LiveCapture::Options& options);
 
+/// Protection of all RAM blocks of a VM that lets writes through and notes them, made in the same way;
+/// nothing is protected yet.
+Result<WriteProtection> make_noting_protection(AttachedVm& vm);
+
 }  // namespace vmsieve

@@ -72,7 +72,7 @@ UnitChunks cut_unit_chunks(const PagePlan& plan, const MemoryUnits& units, u64 m
         const BlockPages whole = units.place(*unit).pages;
         if (*unit != last_unit || cut.chunks.back().pages == max_pages) {
           while (next_unit <= *unit) cut.first_chunk[next_unit++] = cut.chunks.size();
-          cut.chunks.push_back({.block = index, .pages = 0, .runs = {}});
+          cut.chunks.push_back({.block = index, .list = index, .pages = 0, .runs = {}});
           last_unit = *unit;
         }
         Chunk& chunk = cut.chunks.back();

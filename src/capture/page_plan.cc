@@ -138,7 +138,7 @@ std::vector<Chunk> cut_chunks(const PagePlan& plan, u64 max_pages) {
     for (BlockPages run : plan.blocks[index].read) {
       while (run.pages > 0) {
         if (chunk == nullptr || chunk->pages == max_pages) {
-          chunks.push_back({.block = index, .pages = 0, .runs = {}});
+          chunks.push_back({.block = index, .list = index, .pages = 0, .runs = {}});
           chunk = &chunks.back();
         }
         const u64 take = std::min(run.pages, max_pages - chunk->pages);

@@ -53,6 +53,7 @@ PagePlan plan_pages(const RamLayout& layout, std::span<const PfnRange> free, u8 
 /// Up to `max_pages` pages of one block that are read, encoded and stored together.
 struct Chunk {
   u32 block = 0;
+  std::size_t list = 0;  ///< of CapturePipeline::Outcome::runs: where it is told what became of the pages
   u64 pages = 0;
   std::vector<BlockPages> runs;  ///< ascending
 };

@@ -98,7 +98,7 @@ std::vector<PageRun> sort_pages(const Chunk& chunk, std::byte* buffer, u64& data
   return runs;
 }
 
-Result<std::unique_ptr<CapturePipeline>> CapturePipeline::make(MemoryObjectWriter& writer, std::size_t blocks,
+Result<std::unique_ptr<CapturePipeline>> CapturePipeline::make(MemoryObjectWriter& writer, std::size_t lists,
                                                                const Options& options) {
   VMSIEVE_CHECK(options.threads > 0 && options.chunk_pages > 0 &&
                 options.chunk_pages * kPageSize <= kMaxFrameBytes);
@@ -107,10 +107,10 @@ Result<std::unique_ptr<CapturePipeline>> CapturePipeline::make(MemoryObjectWrite
   const u64 buffers = std::max<u64>(options.buffer_bytes / chunk_bytes, u64{2} * options.threads);
   VMSIEVE_ASSIGN(auto pool, BufferPool::make(buffers, chunk_bytes));
   return std::unique_ptr<CapturePipeline>(
-      new CapturePipeline(writer, blocks, options, std::move(pool), buffers));
+      new CapturePipeline(writer, lists, options, std::move(pool), buffers));
 }
 
-CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks, const Options& options,
+CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t lists, const Options& options,
                                  std::unique_ptr<BufferPool> pool, u64 pool_buffers)
     : writer_(writer),
       options_(options),
@@ -118,7 +118,7 @@ CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks,
       pool_bytes_(pool_buffers * options.chunk_pages * kPageSize),
       filled_(pool_buffers),
       encoded_(u64{2} * options.threads) {
-  outcome_.runs.resize(blocks);
+  outcome_.runs.resize(lists);
   for (unsigned i = 0; i < options_.threads; ++i) workers_.emplace_back([this] { work(); });
   writing_ = std::thread([this] { write(); });
 }
@@ -176,7 +176,7 @@ void CapturePipeline::work() {
   while (auto filled = filled_.pop()) {
     if (failed()) break;
     Encoded encoded;
-    encoded.block = filled->chunk.block;
+    encoded.list = filled->chunk.list;
     u64 data_pages = 0;
     encoded.runs = sort_pages(filled->chunk, filled->buffer, data_pages);
     if (data_pages > 0) {
@@ -207,7 +207,7 @@ void CapturePipeline::write() {
       } else {
         (run.fill == 0 ? outcome_.counts.zero : outcome_.counts.fill) += run.pages;
       }
-      outcome_.runs[encoded->block].push_back(run);
+      outcome_.runs[encoded->list].push_back(run);
     }
   }
 }

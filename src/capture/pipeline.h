@@ -73,22 +73,25 @@ class CapturePipeline {
 
   /// What became of the pages that were submitted.
   struct Outcome {
-    std::vector<std::vector<PageRun>> runs;  ///< by block: kFill and kData, in no order
+    std::vector<std::vector<PageRun>> runs;  ///< by Chunk::list: kFill and kData, in no order
     PageCounts counts;                       ///< zero, fill and saved only
   };
 
   /// `writer` must outlive the pipeline and is used by its writing thread alone until finish().
-  static Result<std::unique_ptr<CapturePipeline>> make(MemoryObjectWriter& writer, std::size_t blocks,
+  static Result<std::unique_ptr<CapturePipeline>> make(MemoryObjectWriter& writer, std::size_t lists,
                                                        const Options& options);
   ~CapturePipeline();
 
   void prefault(u64 bytes) { pool_->prefault(bytes); }
   u64 chunk_pages() const { return options_.chunk_pages; }
   u64 pool_bytes() const { return pool_bytes_; }
+  u64 pool_buffers() const { return pool_->count(); }
 
   /// Waits for a buffer of chunk_pages() pages; nullptr when the pipeline has failed.
   std::byte* acquire();
-  /// The same, but leaves some buffers to those who are in a hurry.
+  /// The same without waiting: nullptr also when none is free now.
+  std::byte* try_acquire() { return failed() ? nullptr : pool_->try_acquire(); }
+  /// As acquire(), but leaves some buffers to those who are in a hurry.
   std::byte* acquire_in_background();
   /// For who is in a hurry: nullptr also when `deadline` has passed.
   std::byte* acquire_until(std::chrono::steady_clock::time_point deadline);
@@ -112,13 +115,13 @@ class CapturePipeline {
     std::byte* buffer = nullptr;
   };
   struct Encoded {
-    u32 block = 0;
+    std::size_t list = 0;
     std::vector<PageRun> runs;  ///< kData runs with page_in_frame set, frame not yet
     Frame frame;
     std::vector<std::byte> bytes;  ///< empty when no page needs a frame
   };
 
-  CapturePipeline(MemoryObjectWriter& writer, std::size_t blocks, const Options& options,
+  CapturePipeline(MemoryObjectWriter& writer, std::size_t lists, const Options& options,
                   std::unique_ptr<BufferPool> pool, u64 pool_buffers);
   void work();
   void write();

@@ -10,6 +10,7 @@
 #include "vmsieve/capture/live_capture.h"
 #include "vmsieve/capture/live_support.h"
 #include "vmsieve/capture/save_steps.h"
+#include "vmsieve/capture/tracked_save.h"
 #include "vmsieve/qemu/vm_lock.h"
 #include "vmsieve/store/memory_writer.h"
 
@@ -172,7 +173,82 @@ Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& gu
   return none;
 }
 
+/// What the guest's memory held, as it goes into the checkpoint.
+struct Memory {
+  std::vector<std::byte> device_state;
+  IntrospectionRecord introspection;
+  std::vector<BlockIndex> blocks;
+  PageCounts counts;  ///< without the total
+};
+
+/// Waits until all pages are with the writer.
+Result<CapturePipeline::Outcome> finish_writing(CapturePipeline& pipeline, u64 pages,
+                                                const ProgressFunction& progress) {
+  pipeline.open_gate();
+  report_writing(pipeline, pages, progress);
+  return pipeline.finish();
+}
+
+/// The pipeline's own error (a full disk) is the cause when it failed first.
+Error cause_of(const Error& error, CapturePipeline& pipeline) {
+  if (!pipeline.failed()) return error;
+  auto finished = pipeline.finish();
+  return finished.ok() ? error : finished.error();
+}
+
+Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObjectWriter& writer,
+                            TrackedSave& tracked, unsigned threads, const ProgressFunction& progress) {
+  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
+                                                      {.compression = save.options.compression,
+                                                       .threads = threads,
+                                                       .buffer_bytes = save.options.buffer_bytes}));
+  save.manifest.mode = "live";
+  auto stopped = [&]() -> Result<Stopped> {
+    VMSIEVE_TRY(copy_ahead(save, tracked, *pipeline, threads, progress));
+    return capture_tracked(save, tracked, *guard, *pipeline, threads);
+  }();
+  guard.reset();  // resumes the guest if anything failed, before anything is tidied up
+  if (!stopped.ok()) return cause_of(stopped.error(), *pipeline);
+  VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, 0, progress));
+  Memory memory{std::move(stopped->device_state), stopped->classified.record, {}, {}};
+  VMSIEVE_ASSIGN(memory.blocks, tracked.capture->index(outcome, writer, tracked.base_id(),
+                                                       stopped->classified.free.fill, memory.counts));
+  return memory;
+}
+
 /// `disturbed` tells that a live copy was spoilt by something that a guest which stands still does not do.
+Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObjectWriter& writer,
+                        unsigned threads, const ProgressFunction& progress, bool& disturbed) {
+  VMSIEVE_ASSIGN(auto live, begin_live(save, *guard));
+  VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
+  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, save.layout().blocks.size(),
+                                                      {.compression = save.options.compression,
+                                                       .threads = threads,
+                                                       .buffer_bytes = save.options.buffer_bytes}));
+  if (!live) {
+    // An eighth more than the rehearsal found: the guest has not stood still since.
+    const u64 pages = plan_paused(save, rehearsed).read_pages;
+    pipeline->prefault((pages + pages / 8) * kPageSize);
+  }
+  save.manifest.mode = live ? "live" : "paused";
+  auto captured = live ? capture_live(save, *guard, *pipeline, *live, threads, progress)
+                       : capture_paused(save, *guard, *pipeline, threads, progress);
+  disturbed = live && !captured.ok() && captured.error().kind() == ErrorKind::kBusy;
+  live.reset();  // lets go of the guest's memory
+  guard->end_beat();
+  guard.reset();  // resumes the guest if anything failed, before anything is tidied up
+  if (!captured.ok()) return cause_of(captured.error(), *pipeline);
+
+  VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, captured->plan.read_pages, progress));
+  Memory memory{std::move(captured->stopped.device_state), captured->stopped.classified.record, {}, {}};
+  memory.blocks = build_index(save, captured->plan, outcome);
+  memory.counts.free = captured->plan.free_pages;
+  memory.counts.zero = outcome.counts.zero + captured->plan.untouched_pages;
+  memory.counts.fill = outcome.counts.fill;
+  memory.counts.saved = outcome.counts.saved;
+  return memory;
+}
+
 Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveOptions& options,
                              const ProgressFunction& progress, bool& disturbed) {
   const Stopwatch total;
@@ -188,56 +264,34 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   VMSIEVE_ASSIGN(auto guard, PauseGuard::make(*save.vm.qmp, options.longest_wait + kGraceOfGuard));
   VMSIEVE_ASSIGN(auto checkpoint, store.begin());
   VMSIEVE_ASSIGN(auto memory_object, checkpoint->create("memory"));
-  MemoryObjectWriter memory_writer(*memory_object, checkpoint->id());
+  MemoryObjectWriter writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
   VMSIEVE_TRY(find_kernel(save));
-  VMSIEVE_ASSIGN(auto live, begin_live(save, *guard));
-  VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
-  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(memory_writer, save.layout().blocks.size(),
-                                                      {.compression = options.compression,
-                                                       .threads = threads,
-                                                       .buffer_bytes = options.buffer_bytes}));
-  if (!live) {
-    // An eighth more than the rehearsal found: the guest has not stood still since.
-    const u64 pages = plan_paused(save, rehearsed).read_pages;
-    pipeline->prefault((pages + pages / 8) * kPageSize);
-  }
-  save.manifest.mode = live ? "live" : "paused";
+  VMSIEVE_ASSIGN(auto tracked, begin_tracked(save, store));
 
   // ---- The guest stops and runs again.
-  auto captured = live ? capture_live(save, *guard, *pipeline, *live, threads, progress)
-                       : capture_paused(save, *guard, *pipeline, threads, progress);
-  live.reset();  // lets go of the guest's memory
-  guard->end_beat();
-  guard.reset();  // resumes the guest if anything failed, before anything is tidied up
-  if (!captured.ok()) {
-    disturbed = save.manifest.mode == "live" && captured.error().kind() == ErrorKind::kBusy;
-    // The pipeline's own error (a full disk) is the cause when it failed first.
-    if (pipeline->failed()) VMSIEVE_TRY(pipeline->finish());
-    return captured.error();
-  }
+  VMSIEVE_ASSIGN(Memory memory,
+                 tracked ? take_tracked(save, std::move(guard), writer, *tracked, threads, progress)
+                         : take_all(save, std::move(guard), writer, threads, progress, disturbed));
 
-  pipeline->open_gate();
-  report_writing(*pipeline, captured->plan.read_pages, progress);
-  VMSIEVE_ASSIGN(CapturePipeline::Outcome outcome, pipeline->finish());
-  VMSIEVE_ASSIGN(const ObjectRecord memory, memory_writer.finish(build_index(save, captured->plan, outcome)));
-  VMSIEVE_ASSIGN(const ObjectRecord device_object,
-                 write_device_state(*checkpoint, captured->stopped.device_state));
-
+  VMSIEVE_ASSIGN(const ObjectRecord memory_record, writer.finish(std::move(memory.blocks)));
+  VMSIEVE_ASSIGN(const ObjectRecord device_record, write_device_state(*checkpoint, memory.device_state));
   Manifest& m = save.manifest;
   m.id = checkpoint->id();
-  m.introspection = captured->stopped.classified.record;
-  m.pages.free = captured->plan.free_pages;
-  m.pages.zero = outcome.counts.zero + captured->plan.untouched_pages;
-  m.pages.fill = outcome.counts.fill;
-  m.pages.saved = outcome.counts.saved;
-  m.objects = {memory, device_object};
-  m.stored_bytes = memory.bytes + device_object.bytes;
+  m.introspection = std::move(memory.introspection);
+  memory.counts.total = m.pages.total;
+  m.pages = memory.counts;
+  m.objects = {memory_record, device_record};
+  m.stored_bytes = memory_record.bytes + device_record.bytes;
+  if (tracked) m.parent = tracked->base_id();
+  m.ancestors = writer.ancestors();
   m.total_ms = total.ms();
   VMSIEVE_TRY(checkpoint->commit(m));
+  if (tracked) VMSIEVE_TRY(finish_tracked(*tracked, store, m.id));
   m.total_ms = total.ms();  // for the caller: with the commit itself
   progress({"done", m.stored_bytes, m.stored_bytes});
-  return SaveReport{std::move(save.manifest), save.pause, std::move(save.live), std::move(save.warnings)};
+  return SaveReport{std::move(save.manifest), save.pause, std::move(save.live), std::move(save.tracked),
+                    std::move(save.warnings)};
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/capture/live_capture.h"
+#include "vmsieve/capture/tracked_capture.h"
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/manifest.h"
 #include "vmsieve/pages/free_pages.h"
@@ -20,6 +21,9 @@ enum class SaveMode { kAny, kLive, kPaused };
 
 struct SaveOptions {
   SaveMode mode = SaveMode::kAny;
+  /// Only what was written since the VM's last checkpoint in the same store, where its writes were tracked
+  /// since; a full save otherwise, and they are from then on.
+  bool incremental = false;
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
   FreeKinds kinds{};              ///< of free pages that are left out
@@ -50,10 +54,19 @@ struct LiveReport {
   std::string reason;       ///< why the save was paused although any mode would have done
 };
 
+/// Of the save of a VM whose writes are tracked.
+struct TrackedReport {
+  bool tracked = false;
+  bool incremental = false;
+  std::string reason;  ///< why a save is full that was asked to be incremental
+  TrackedFigures figures;
+};
+
 struct SaveReport {
   Manifest manifest;
   PauseParts pause;
   LiveReport live;
+  TrackedReport tracked;
   std::vector<std::string> warnings;  ///< for the user, one sentence each
 };
 

@@ -19,6 +19,7 @@ struct Save {
   Manifest manifest;
   PauseParts pause;
   LiveReport live;
+  TrackedReport tracked;
   std::vector<std::string> warnings;
   KernelSearch search;
   EarlierScan earlier;  ///< of page structures, made while a live save's protection sees what is written

@@ -160,6 +160,7 @@ Json manifest_json(const Manifest& m) {
       {"vm", m.vm_name},
       {"created", m.created},
       {"mode", m.mode},
+      {"parent", m.parent},
       {"pause_ms", m.pause_ms},
       {"total_ms", m.total_ms},
       {"stored_bytes", m.stored_bytes},

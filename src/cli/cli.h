@@ -79,6 +79,7 @@ void add_log(CLI::App& app, int& status);
 void add_show(CLI::App& app, int& status);
 void add_verify(CLI::App& app, int& status);
 void add_rm(CLI::App& app, int& status);
+void add_untrack(CLI::App& app, int& status);
 
 /// Part of `save`, `show` and `log`: members named as in docs/json.md.
 Json manifest_json(const Manifest& manifest);

@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "vmsieve/capture/inspect.h"
+#include "vmsieve/capture/tracking.h"
 #include "vmsieve/qemu/process.h"
 
 namespace vmsieve::cli {
@@ -15,11 +16,20 @@ int list_vms(const Common& common) {
   const auto processes = list_qemu_processes();
   if (!processes) return report(processes.error(), common);
   std::vector<std::vector<std::string>> rows = {
-      {"NAME", "PID", "STATE", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "MONITOR"}};
+      {"NAME", "PID", "STATE", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "TRACKED", "MONITOR"}};
   Json vms = Json::array();
   for (const QemuProcess& process : *processes) {
     const std::string qmp = process.qmp_paths.empty() ? "" : process.qmp_paths.front();
     Json vm = {{"name", process.name}, {"pid", process.pid}, {"qmp", qmp}};
+    std::string since = "-";
+    if (const auto tracking = Tracking::find(process.pid); tracking.ok() && *tracking) {
+      const TrackingRecord& record = (*tracking)->record();
+      since = record.checkpoint.empty() ? "yes" : record.checkpoint;
+      vm["tracking"] = {{"holder", (*tracking)->holder()},
+                        {"store", record.store},
+                        {"checkpoint", record.checkpoint},
+                        {"reason", record.why_none}};
+    }
     Result<Inspection> seen =
         qmp.empty()
             ? Result<Inspection>(Error(ErrorKind::kUnsupported, "it has no QMP monitor on a UNIX socket"))
@@ -37,10 +47,10 @@ int list_vms(const Common& common) {
       rows.push_back({process.name, std::to_string(process.pid), seen->running ? "running" : "stopped",
                       human_bytes(seen->total_bytes), known ? human_bytes(seen->used_bytes) : "-",
                       known ? human_bytes(seen->free_bytes) : "-", seen->accelerator,
-                      known ? seen->kernel : "-", qmp});
+                      known ? seen->kernel : "-", since, qmp});
     } else {
       vm["reason"] = seen.error().message();
-      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-", "-",
+      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-", "-", since,
                       fmt::format("- ({})", seen.error().message())});
     }
     vms.push_back(std::move(vm));

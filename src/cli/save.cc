@@ -19,6 +19,7 @@ struct Options {
   bool paused = false;
   unsigned longest_wait_s = 30;
   bool full = false;
+  bool incremental = false;
   bool no_introspection = false;
   std::vector<std::string> omit = {"per-cpu", "hugetlb"};
   unsigned threads = 0;
@@ -35,7 +36,7 @@ void print_report(const SaveReport& saved, const Store& store) {
   } else {
     fmt::print("guest stood still before, and does; saved in {}\n", human_ms(m.total_ms));
   }
-  if (m.mode == "live" && saved.live.figures.waits > 0) {
+  if (saved.live.figures.waits > 0) {
     fmt::print("{} writes of the guest waited to be copied, {} at most\n", saved.live.figures.waits,
                human_ms(saved.live.figures.longest_wait_ms));
   }
@@ -43,6 +44,12 @@ void print_report(const SaveReport& saved, const Store& store) {
              human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero),
              m.pages.fill == 0 ? "" : fmt::format("one repeated byte {}, ", pages(m.pages.fill)),
              pages(m.pages.saved));
+  if (saved.tracked.incremental) {
+    fmt::print("incremental, behind {}: {} written since and copied\n", m.parent,
+               pages(saved.tracked.figures.copied_pages));
+  } else if (!saved.tracked.reason.empty()) {
+    fmt::print("a full checkpoint: {}\n", saved.tracked.reason);
+  }
   if (m.introspection.used) {
     fmt::print("kernel Linux {}\n", m.introspection.kernel);
     if (!m.introspection.reason.empty()) fmt::print("saved in full in part: {}\n", m.introspection.reason);
@@ -63,6 +70,7 @@ int save(const Options& options, const Common& common) {
   const auto saved = vmsieve::save(
       *address, **store,
       {.mode = mode,
+       .incremental = options.incremental,
        .compression = *compression,
        .introspection = !options.no_introspection,
        .kinds = {.per_cpu = omitted("per-cpu"), .hugetlb = omitted("hugetlb"), .offline = omitted("offline")},
@@ -83,7 +91,19 @@ int save(const Options& options, const Common& common) {
                    {"device_ms", saved->pause.device_ms}, {"plan_ms", saved->pause.plan_ms},
                    {"read_ms", saved->pause.read_ms},     {"freeze_ms", saved->pause.freeze_ms},
                    {"resume_ms", saved->pause.resume_ms}};
-  if (saved->manifest.mode == "live") {
+  if (const TrackedReport& tracked = saved->tracked; tracked.tracked || !tracked.reason.empty()) {
+    const TrackedFigures& figures = tracked.figures;
+    json["tracking"] = {{"tracked", tracked.tracked},
+                        {"incremental", tracked.incremental},
+                        {"reason", tracked.reason},
+                        {"prepare_ms", saved->live.prepare_ms},
+                        {"ahead_ms", figures.before_ms},
+                        {"rounds", figures.rounds},
+                        {"scan_ms", figures.scan_ms},
+                        {"copied_bytes", figures.copied_pages * kPageSize},
+                        {"copied_in_pause_bytes", figures.frozen_pages * kPageSize},
+                        {"sections_reused", saved->live.sections_reused}};
+  } else if (saved->manifest.mode == "live") {
     const LiveFigures& figures = saved->live.figures;
     json["live"] = {{"prepare_ms", saved->live.prepare_ms},
                     {"copy_ms", saved->live.copy_ms},
@@ -106,14 +126,20 @@ void add_save(CLI::App& app, int& status) {
   command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
   CLI::Option* const live =
       command->add_flag("--live", options->live, "fail rather than stop the guest while its memory is read");
-  command->add_flag("--paused", options->paused, "stop the guest until its memory is read out")
-      ->excludes(live);
+  CLI::Option* const paused =
+      command->add_flag("--paused", options->paused, "stop the guest until its memory is read out")
+          ->excludes(live);
   command
       ->add_option("--longest-wait", options->longest_wait_s,
                    "seconds that a write of the guest may wait for a live save, which is then given up")
       ->capture_default_str()
       ->check(CLI::Range(1U, 3600U));
-  command->add_flag("--full", options->full, "a checkpoint that needs no other (the only kind yet)");
+  command
+      ->add_flag("--incremental", options->incremental,
+                 "only what was written since the VM's last checkpoint; its writes are tracked from now on")
+      ->excludes(paused);
+  command->add_flag("--full", options->full, "a checkpoint that needs no other (default)")
+      ->excludes("--incremental");
   command->add_option("--compress", options->compress, "none, lz4, zstd or zstd:LEVEL (1 to 19)")
       ->capture_default_str();
   command->add_flag("--no-introspection", options->no_introspection, "save every page, free or not");

@@ -247,7 +247,8 @@ void report(int link, const AttachOutcome& outcome, int taken) {
 }  // namespace
 
 void run_attach_child(const AttachPlan& plan) noexcept {
-  enter_own_life("vmsieve-attach", plan.link, plan.target_handle);
+  int kept[] = {plan.link, plan.target_handle};
+  enter_own_life("vmsieve-attach", kept, 2);
   // Ignored, the stops would not be told.
   ::signal(SIGCHLD, SIG_DFL);
   ThreadCall call{plan.target, plan.calls};

@@ -18,14 +18,23 @@ void close_between(unsigned first, unsigned end) {
 
 }  // namespace
 
-void enter_own_life(const char* name, int kept, int also_kept) noexcept {
+void enter_own_life(const char* name, int* kept, unsigned count) noexcept {
   ::setsid();
   ::prctl(PR_SET_NAME, name);
-  const auto low = static_cast<unsigned>(kept < also_kept ? kept : also_kept);
-  const auto high = static_cast<unsigned>(kept < also_kept ? also_kept : kept);
-  close_between(0, low);
-  close_between(low + 1, high);
-  close_between(high + 1, ~0U);
+  for (unsigned i = 1; i < count; ++i) {
+    for (unsigned j = i; j > 0 && kept[j] < kept[j - 1]; --j) {
+      const int larger = kept[j - 1];
+      kept[j - 1] = kept[j];
+      kept[j] = larger;
+    }
+  }
+  unsigned first = 0;
+  for (unsigned i = 0; i < count; ++i) {
+    if (kept[i] < 0) continue;
+    close_between(first, static_cast<unsigned>(kept[i]));
+    first = static_cast<unsigned>(kept[i]) + 1;
+  }
+  close_between(first, ~0U);
 }
 
 }  // namespace vmsieve

@@ -23,8 +23,8 @@ class SignalBlock {
 };
 
 /// What a forked child does first: a session of its own, so that neither the terminal's Ctrl-C nor a kill
-/// of the parent's process group reaches it, its own name, and no descriptors but two different
-/// ones. Async-signal-safe.
-void enter_own_life(const char* name, int kept, int also_kept) noexcept;
+/// of the parent's process group reaches it, its own name, and no descriptors but the `count` ones of `kept`
+/// (negative ones count for nothing), which are sorted for it. Async-signal-safe.
+void enter_own_life(const char* name, int* kept, unsigned count) noexcept;
 
 }  // namespace vmsieve

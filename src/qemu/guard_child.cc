@@ -3,14 +3,14 @@
 
 #include <poll.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 #include <cerrno>
 #include <cstddef>
-#include <utility>
+
+#include "vmsieve/qemu/forked_child.h"
 
 namespace vmsieve {
 
@@ -125,30 +125,6 @@ void resume_on_new_connection(int handle) {
   }
 }
 
-void close_others(GuardDescriptors own) {
-  int kept[] = {own.link, own.monitor, own.handle};
-  // Three numbers are in order after three exchanges; std::sort is not promised to be signal-safe.
-  if (kept[0] > kept[1]) std::swap(kept[0], kept[1]);
-  if (kept[1] > kept[2]) std::swap(kept[1], kept[2]);
-  if (kept[0] > kept[1]) std::swap(kept[0], kept[1]);
-  unsigned next = 0;
-  bool ranges_work = true;
-  const auto close_range_below = [&](unsigned end) {
-    if (next >= end) return;
-    if (ranges_work && ::close_range(next, end - 1, 0) == 0) return;
-    // Before Linux 5.9: one by one, as far as descriptors are usually numbered.
-    constexpr unsigned kUsual = 65536;
-    ranges_work = false;
-    for (unsigned fd = next; fd < end && fd < kUsual; ++fd) ::close(static_cast<int>(fd));
-  };
-  for (const int fd : kept) {
-    if (fd < 0) continue;
-    close_range_below(static_cast<unsigned>(fd));
-    next = static_cast<unsigned>(fd) + 1;
-  }
-  close_range_below(~0U);
-}
-
 /// Waits for the parent's next message. A parent that is watched and silent too long is killed: whatever it
 /// holds of the guest's memory goes with it. The broken link tells of that.
 void kill_when_silent(const GuardDescriptors& own, long deadline) {
@@ -188,10 +164,8 @@ bool watch(const GuardDescriptors& own) {
 }  // namespace
 
 void run_guard_child(GuardDescriptors own) noexcept {
-  // A session of its own: neither the terminal's Ctrl-C nor a kill of the parent's process group.
-  ::setsid();
-  ::prctl(PR_SET_NAME, "vmsieve-guard");
-  close_others(own);
+  int kept[] = {own.link, own.monitor, own.handle};
+  enter_own_life("vmsieve-guard", kept, 3);
   // Nothing of the parent's file systems is kept busy.
   if (::chdir("/") != 0) ::_exit(1);
   if (watch(own) && resume_on(own.monitor) == Outcome::kDead) {

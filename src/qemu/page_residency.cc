@@ -33,7 +33,9 @@ struct ScanArguments {
   u64 category_anyof_mask;
   u64 return_mask;
 };
-constexpr u64 kIsWritten = u64{1} << 1;  // not write-protected by a userfaultfd
+constexpr u64 kProtectMatching = u64{1} << 0;
+constexpr u64 kCheckTracked = u64{1} << 1;  // every mapping must have asynchronous write protection
+constexpr u64 kIsWritten = u64{1} << 1;     // not write-protected by a userfaultfd
 constexpr u64 kIsPresent = u64{1} << 3;
 constexpr u64 kIsSwapped = u64{1} << 4;
 constexpr u64 kIsZeroPage = u64{1} << 5;
@@ -69,25 +71,37 @@ Result<std::vector<ByteRange>> Pagemap::populated(u64 start, u64 end, Population
   return populated_by_entries(start, end, population);
 }
 
-Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Population population) const {
+/// Which pages PAGEMAP_SCAN is to tell of: those whose categories, after those in `inverted` were turned
+/// round, hold all of `all` and, unless it is 0, one of `any`.
+struct Pagemap::Query {
+  u64 flags = 0;
+  u64 inverted = 0;
+  u64 all = 0;
+  u64 any = 0;
+};
+
+Result<void> Pagemap::scan(u64 start, u64 end, const Query& query, std::vector<ByteRange>& ranges) const {
   std::array<ScanRegion, 1024> regions;
-  std::vector<ByteRange> ranges;
   while (start < end) {
     ScanArguments scan{};
     scan.size = sizeof scan;
+    scan.flags = query.flags;
     scan.start = start;
     scan.end = end;
     // The kernel takes the pointer as a number.
     scan.regions = reinterpret_cast<u64>(regions.data());
     scan.region_count = regions.size();
-    scan.category_inverted = kIsZeroPage;
-    scan.category_mask = population == Population::kUnprotected ? kIsZeroPage | kIsWritten : kIsZeroPage;
-    scan.category_anyof_mask = population == Population::kPresent ? kIsPresent : kIsPresent | kIsSwapped;
+    scan.category_inverted = query.inverted;
+    scan.category_mask = query.all;
+    scan.category_anyof_mask = query.any;
     scan.return_mask = kIsPresent;
     const int n = ::ioctl(fd_.get(), kPagemapScan, &scan);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && (errno == ENOTTY || errno == EINVAL)) {
       return make_error(ErrorKind::kUnsupported, "this kernel has no PAGEMAP_SCAN");
+    }
+    if (n < 0 && errno == EPERM && (query.flags & kCheckTracked) != 0) {
+      return make_error(ErrorKind::kUnsupported, "the memory at {:#x}-{:#x} is not tracked", start, end);
     }
     if (n < 0) return errno_error(errno, fmt::format("cannot scan the pagemap of {:#x}-{:#x}", start, end));
     for (const ScanRegion& region : std::span{regions}.first(std::min<std::size_t>(n, regions.size()))) {
@@ -98,7 +112,36 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Po
     }
     start = scan.walk_end;
   }
+  return {};
+}
+
+Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Population population) const {
+  Query query;
+  query.inverted = kIsZeroPage;
+  query.all = population == Population::kUnprotected ? kIsZeroPage | kIsWritten : kIsZeroPage;
+  query.any = population == Population::kPresent ? kIsPresent : kIsPresent | kIsSwapped;
+  std::vector<ByteRange> ranges;
+  VMSIEVE_TRY(scan(start, end, query, ranges));
   return ranges;
+}
+
+Result<std::vector<ByteRange>> Pagemap::written(u64 start, u64 end, Take take) const {
+  const u64 flags = kCheckTracked | (take == Take::kYes ? kProtectMatching : 0);
+  std::vector<ByteRange> changed;
+  VMSIEVE_TRY(scan(start, end, {.flags = flags, .all = kIsWritten}, changed));
+  // What was discarded is neither present nor swapped out, and whether it counts as written depends on the
+  // kernel and on the size of its pages (fs/proc/task_mmu.c, pagemap_page_category(),
+  // pagemap_scan_pte_hole()).
+  std::vector<ByteRange> gone;
+  constexpr u64 kThere = kIsPresent | kIsSwapped;
+  VMSIEVE_TRY(scan(start, end, {.flags = flags, .inverted = kThere, .all = kThere}, gone));
+  if (gone.empty()) return changed;
+  changed.insert(changed.end(), gone.begin(), gone.end());
+  std::sort(changed.begin(), changed.end(),
+            [](const ByteRange& a, const ByteRange& b) { return a.start < b.start; });
+  std::vector<ByteRange> merged;
+  for (const ByteRange& range : changed) append_range(merged, range);
+  return merged;
 }
 
 Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,

@@ -48,11 +48,20 @@ class Pagemap {
   Result<std::vector<ByteRange>> populated_by_entries(
       u64 start, u64 end, Population population = Population::kPresentOrSwapped) const;
 
+  /// What asynchronous write protection (DirtyTracking) has noted in [start, end): pages that are not
+  /// write-protected, ascending; what was discarded (madvise(2)) among them. `take` protects them again, each
+  /// in the same instant in which it is looked at. kUnsupported when a part of the range is not tracked, or
+  /// the kernel has no PAGEMAP_SCAN.
+  enum class Take { kNo, kYes };
+  Result<std::vector<ByteRange>> written(u64 start, u64 end, Take take) const;
+
   /// For each page of [start, end): does a userfaultfd write-protect it? kVanished when the process is gone.
   Result<std::vector<bool>> write_protected(u64 start, u64 end) const;
 
  private:
   explicit Pagemap(UniqueFd fd) : fd_(std::move(fd)) {}
+  struct Query;
+  Result<void> scan(u64 start, u64 end, const Query& query, std::vector<ByteRange>& ranges) const;
 
   UniqueFd fd_;
 };

@@ -2,28 +2,15 @@
 #include "vmsieve/qemu/vm_lock.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <cerrno>
-#include <cstdlib>
+
+#include "vmsieve/base/runtime_folder.h"
 
 namespace vmsieve {
 
-namespace {
-
-/// Empty where there is no place for it.
-std::string lock_folder() {
-  if (::geteuid() == 0) return "/run/vmsieve";
-  const char* const runtime = std::getenv("XDG_RUNTIME_DIR");
-  return runtime != nullptr && *runtime == '/' ? std::string(runtime) + "/vmsieve" : "";
-}
-
-}  // namespace
-
 Result<VmLock> VmLock::take(pid_t qemu) {
-  const std::string folder = lock_folder();
+  const std::string folder = runtime_folder();
   if (folder.empty()) return VmLock(UniqueFd());
-  ::mkdir(folder.c_str(), 0700);
   auto file = open_file(folder + "/vms.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
   if (!file.ok()) return VmLock(UniqueFd());
   struct flock lock {};

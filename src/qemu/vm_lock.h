@@ -10,7 +10,7 @@ namespace vmsieve {
 
 /// Keeps other processes of this program off a VM for as long as it lives, or its process does: a record lock
 /// (fcntl(2) F_SETLK) on the byte whose number is QEMU's process id, in one file for all VMs, vms.lock in
-/// /run/vmsieve, for others than root in $XDG_RUNTIME_DIR/vmsieve. Such locks do not pass to forked
+/// runtime_folder(). Such locks do not pass to forked
 /// processes, and the kernel knows who holds one.
 class VmLock {
  public:

@@ -16,16 +16,20 @@ namespace {
 constexpr u64 kFeatureFlagWp = u64{1} << 0;
 constexpr u64 kFeatureSharedAndHuge = u64{1} << 12;
 constexpr u64 kFeatureUnpopulated = u64{1} << 13;
+constexpr u64 kFeatureAsynchronous = u64{1} << 15;
 constexpr u64 kFeatures = kFeatureFlagWp | kFeatureSharedAndHuge | kFeatureUnpopulated;
 constexpr std::size_t kMessagesPerRead = 64;
 
 }  // namespace
 
-Result<WriteProtection> WriteProtection::make(UniqueFd userfaultfd) {
+Result<WriteProtection> WriteProtection::make(UniqueFd userfaultfd, Mode mode) {
   uffdio_api api{};
   api.api = UFFD_API;
-  api.features = kFeatures;
+  api.features = kFeatures | (mode == Mode::kNote ? kFeatureAsynchronous : 0);
   if (::ioctl(userfaultfd.get(), UFFDIO_API, &api) != 0) {
+    if (errno == EINVAL && mode == Mode::kNote)
+      return Error(ErrorKind::kUnsupported,
+                   "this host's kernel cannot note writes by itself (Linux 6.7 can)");
     if (errno == EINVAL)
       return Error(ErrorKind::kUnsupported,
                    "this host's kernel cannot write-protect all of a guest's memory "

@@ -16,6 +16,7 @@ from tests.conftest import BINARY, Failed, is_running
 from tests.lab import Guest, end_process, process_exists
 
 DAMAGED, INCOMPATIBLE, NOT_FOUND, VANISHED, IO, USAGE, REFUSED, PERMISSION = 6, 7, 3, 9, 5, 2, 8, 4
+BUSY = 10
 
 
 def qemus_with(word):
@@ -189,7 +190,7 @@ def test_a_monitor_that_never_answers(vmsieve, tmp_path):
         listener.bind(str(path))
         listener.listen(1)
         failed = vmsieve.fails("save", str(path))
-        assert failed.code in (VANISHED, NOT_FOUND)
+        assert failed.code in (VANISHED, NOT_FOUND, BUSY)
 
 
 def test_a_held_monitor_is_named(vmsieve):
@@ -198,8 +199,19 @@ def test_a_held_monitor_is_named(vmsieve):
             holder.connect(str(guest.qmp_path))
             holder.recv(100)
             failed = vmsieve.fails("save", guest.qmp_path)
-            assert failed.code in (VANISHED, 10)
+            assert failed.code == BUSY
             assert "client" in failed.stderr
+
+
+def test_a_file_that_the_first_vm_writes_to_is_not_emptied(vmsieve):
+    with Guest(mem_mib=512, smp=1, selfcheck={"churn_mib": 0}) as guest:
+        guest.wait_ready()
+        checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
+        before = guest.serial_path.read_bytes()
+        failed = vmsieve.fails("restore", checkpoint)
+        assert failed.code == INCOMPATIBLE
+        assert f"process {guest.pid} writes to" in failed.stderr and "--set serial=" in failed.stderr
+        assert guest.serial_path.read_bytes().startswith(before)
 
 
 def test_a_qemu_that_vanishes_in_mid_save(vmsieve):

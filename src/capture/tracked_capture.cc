@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/capture/tracked_capture.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <thread>
+
+#include "vmsieve/base/clock.h"
+#include "vmsieve/capture/run_layers.h"
+
+namespace vmsieve {
+
+namespace {
+
+/// Rounds of copying before the pause, at most.
+constexpr std::size_t kMostRounds = 6;
+/// So little is left to the pause: 2 MiB take about a millisecond to copy.
+constexpr u64 kFewPages = 512;
+/// A round that leaves more than this part of the one before is the last: the guest writes too fast.
+constexpr u64 kProgressNumerator = 3;
+constexpr u64 kProgressDenominator = 4;
+/// Memory is asked about in pieces of this size, on all threads.
+constexpr u64 kScanBytes = 512 * kMiB;
+
+/// Layers of Outcome::runs, one list a block each; a later layer is right where two have the same page.
+constexpr std::size_t kPauseLayer = kMostRounds;
+constexpr std::size_t kKeptLayer = kMostRounds + 1;
+constexpr std::size_t kLayers = kMostRounds + 2;
+
+/// Marks frame numbers of the base until they have numbers of their own.
+constexpr u64 kOfBase = u64{1} << 63;
+
+u64 pages_of(const LiveMemory& memory, u32 block) {
+  return round_up(memory.layout().blocks[block].used_bytes, kPageSize) >> kPageShift;
+}
+
+u64 count_all(const std::vector<PageSet>& sets) {
+  u64 count = 0;
+  for (const PageSet& set : sets) count += set.count();
+  return count;
+}
+
+/// Calls `work` with 0 to count - 1 on `threads` threads; the first error.
+Result<void> for_all(std::size_t count, unsigned threads,
+                     const std::function<Result<void>(std::size_t)>& work) {
+  std::atomic<std::size_t> next = 0;
+  std::mutex mutex;
+  std::optional<Error> error;
+  const auto run = [&] {
+    for (std::size_t i = next++; i < count; i = next++) {
+      auto done = work(i);
+      if (done.ok()) continue;
+      const std::lock_guard lock(mutex);
+      if (!error) error = done.error();
+      next = count;
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (unsigned i = 1; i < threads && i < count; ++i) helpers.emplace_back(run);
+  run();
+  for (std::thread& helper : helpers) helper.join();
+  if (error) return *error;
+  return {};
+}
+
+}  // namespace
+
+TrackedCapture::TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const MemoryIndex* base)
+    : memory_(memory),
+      pagemap_(std::move(pagemap)),
+      units_(memory.layout()),
+      base_(base),
+      places_(memory.layout().blocks.size()) {
+  for (u32 block = 0; block < memory.layout().blocks.size(); ++block) {
+    const u64 pages = pages_of(memory, block);
+    stale_.emplace_back(pages);
+    held_.emplace_back(pages);
+    free_.emplace_back(pages);
+  }
+}
+
+std::size_t TrackedCapture::lists() const { return kLayers * stale_.size(); }
+
+Result<std::unique_ptr<TrackedCapture>> TrackedCapture::make(const LiveMemory& memory, pid_t pid,
+                                                             const MemoryIndex* base) {
+  VMSIEVE_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
+  std::unique_ptr<TrackedCapture> capture(new TrackedCapture(memory, std::move(pagemap), base));
+  for (u32 block = 0; block < capture->stale_.size(); ++block) {
+    PageSet& stale = capture->stale_[block];
+    if (base == nullptr) {
+      stale.add({0, stale.size()});
+      continue;
+    }
+    // What was free holds something all the same, and may be in use now without having been written.
+    for (const PageRun& run : base->blocks[block].runs)
+      if (run.kind == RunKind::kFree) stale.add({run.first_page, run.pages});
+  }
+  return capture;
+}
+
+// What may hold something is what did before the writes were noted, and what became present before all were.
+Result<std::unique_ptr<TrackedCapture>> TrackedCapture::begin(const LiveMemory& memory, pid_t pid,
+                                                              const WriteProtection& protection) {
+  VMSIEVE_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
+  std::unique_ptr<TrackedCapture> capture(new TrackedCapture(memory, std::move(pagemap), nullptr));
+  const auto add = [&](u32 block, const std::vector<LiveMemory::PageRun>& runs) {
+    for (const LiveMemory::PageRun& run : runs) capture->stale_[block].add({run.first, run.count});
+  };
+  for (u32 block = 0; block < capture->stale_.size(); ++block)
+    add(block, memory.resident_block(block, 0, pages_of(memory, block)));
+  for (u32 block = 0; block < capture->stale_.size(); ++block) {
+    const ByteRange range = capture->units_.block(block);
+    if (range.start < range.end) VMSIEVE_TRY(protection.protect(range));
+  }
+  for (u32 block = 0; block < capture->stale_.size(); ++block)
+    add(block, memory.present_block(block, 0, pages_of(memory, block)));
+  return capture;
+}
+
+Result<void> TrackedCapture::take_written(unsigned threads) {
+  struct Piece {
+    u32 block = 0;
+    ByteRange range;
+    std::vector<ByteRange> written;
+  };
+  std::vector<Piece> pieces;
+  for (u32 block = 0; block < stale_.size(); ++block) {
+    const ByteRange all = units_.block(block);
+    const u64 bytes = std::max(kScanBytes, units_.unit_bytes(block));  // huge pages are not cut
+    for (u64 start = all.start; start < all.end; start += bytes)
+      pieces.push_back({block, {start, std::min(all.end, start + bytes)}, {}});
+  }
+  const auto ask = [&](std::size_t i) -> Result<void> {
+    Piece& piece = pieces[i];
+    VMSIEVE_ASSIGN(piece.written, pagemap_.written(piece.range.start, piece.range.end, Pagemap::Take::kYes));
+    return {};
+  };
+  VMSIEVE_TRY(for_all(pieces.size(), threads, ask));
+  for (const Piece& piece : pieces) {
+    const u64 start = units_.block(piece.block).start;
+    for (const ByteRange& range : piece.written) {
+      const BlockPages run{(range.start - start) >> kPageShift, (range.end - range.start) >> kPageShift};
+      stale_[piece.block].add(run);
+      held_[piece.block].remove(run);
+    }
+  }
+  return {};
+}
+
+std::vector<PageSet> TrackedCapture::wanted() const {
+  std::vector<PageSet> wanted = stale_;
+  for (std::size_t block = 0; block < wanted.size(); ++block) {
+    wanted[block].remove(held_[block]);
+    wanted[block].remove(free_[block]);
+  }
+  return wanted;
+}
+
+void TrackedCapture::set_free(std::span<const PfnRange> free) {
+  const auto runs = free_pages_of_blocks(memory_.layout(), free);
+  for (std::size_t block = 0; block < free_.size(); ++block) {
+    free_[block] = PageSet(free_[block].size());
+    for (const BlockPages& run : runs[block]) free_[block].add(run);
+  }
+}
+
+// ---- copying ----
+
+/// Pages that are kept are replaced where they are; the others are left in `rest`.
+void TrackedCapture::replace(u32 block, BlockPages run, std::vector<Copy>& copies,
+                             std::vector<BlockPages>& rest) const {
+  const std::map<u64, Place>& places = places_[block];
+  const u64 end = run.first_page + run.pages;
+  auto place = places.upper_bound(run.first_page);
+  if (place != places.begin()) --place;
+  u64 at = run.first_page;
+  for (; place != places.end() && place->first < end; ++place) {
+    const u64 place_end = place->first + place->second.pages;
+    if (place_end <= at) continue;
+    const u64 first = std::max(at, place->first);
+    if (first > at) rest.push_back({at, first - at});
+    const u64 stop = std::min(end, place_end);
+    copies.push_back(
+        {block, {first, stop - first}, place->second.bytes + (first - place->first) * kPageSize});
+    at = stop;
+  }
+  if (at < end) rest.push_back({at, end - at});
+}
+
+Result<void> TrackedCapture::read(const Copy& copy) const {
+  return memory_.read_block(copy.block, copy.pages.first_page * kPageSize,
+                            {copy.to, copy.pages.pages * kPageSize});
+}
+
+Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePipeline& pipeline,
+                                  unsigned threads, std::size_t layer, u64 most_kept,
+                                  const ProgressFunction* progress) {
+  std::vector<Copy> copies;
+  PagePlan plan;
+  plan.blocks.resize(wanted.size());
+  for (u32 block = 0; block < wanted.size(); ++block) {
+    for (const BlockPages& run : wanted[block].runs()) replace(block, run, copies, plan.blocks[block].read);
+    held_[block].add(wanted[block]);
+  }
+  std::vector<Chunk> chunks = cut_chunks(plan, pipeline.chunk_pages());
+  // The last chunks are those that are not kept: they go through the pipeline at once.
+  std::size_t kept = 0;
+  for (; kept < chunks.size() && kept_.size() < most_kept; ++kept) {
+    std::byte* const buffer = pipeline.try_acquire();
+    if (buffer == nullptr) break;
+    Chunk& chunk = chunks[kept];
+    chunk.list = kKeptLayer * wanted.size() + chunk.block;
+    std::byte* to = buffer;
+    for (const BlockPages& run : chunk.runs) {
+      copies.push_back({chunk.block, run, to});
+      places_[chunk.block][run.first_page] = {run.pages, to};
+      to += run.pages * kPageSize;
+    }
+    kept_.push_back({chunk, buffer});
+  }
+
+  u64 total = 0;
+  for (const PageSet& set : wanted) total += set.count() * kPageSize;
+  std::atomic<u64> done = 0;
+  const auto tell = [&](u64 bytes) {
+    done += bytes;
+    if (progress != nullptr) (*progress)({"copying ahead", done, total});
+  };
+  // Some at a time, so that the threads do not meet at each page.
+  constexpr std::size_t kCopiesAtOnce = 64;
+  const auto read_some = [&](std::size_t i) -> Result<void> {
+    const std::size_t end = std::min(copies.size(), (i + 1) * kCopiesAtOnce);
+    for (std::size_t j = i * kCopiesAtOnce; j < end; ++j) {
+      VMSIEVE_TRY(read(copies[j]));
+      tell(copies[j].pages.pages * kPageSize);
+    }
+    return {};
+  };
+  VMSIEVE_TRY(for_all((copies.size() + kCopiesAtOnce - 1) / kCopiesAtOnce, threads, read_some));
+  const auto pass_on = [&](std::size_t i) -> Result<void> {
+    Chunk& chunk = chunks[kept + i];
+    chunk.list = layer * wanted.size() + chunk.block;
+    std::byte* const buffer = pipeline.acquire();
+    if (buffer == nullptr) return Error(ErrorKind::kIo, "the store cannot be written");
+    std::byte* to = buffer;
+    for (const BlockPages& run : chunk.runs) {
+      if (auto got = read({chunk.block, run, to}); !got.ok()) {
+        pipeline.cancel(buffer);
+        return got;
+      }
+      to += run.pages * kPageSize;
+    }
+    tell(chunk.pages * kPageSize);
+    pipeline.submit(std::move(chunk), buffer);
+    return {};
+  };
+  VMSIEVE_TRY(for_all(chunks.size() - kept, threads, pass_on));
+  figures_.copied_pages += total / kPageSize;
+  return {};
+}
+
+Result<void> TrackedCapture::copy_ahead(std::span<const PfnRange> free, CapturePipeline& pipeline,
+                                        unsigned threads, const ProgressFunction& progress) {
+  const Stopwatch watch;
+  set_free(free);
+  // Half of the buffers stay free for what the pipeline is busy with, and for the pause.
+  const u64 most_kept = pipeline.pool_buffers() / 2;
+  u64 before = std::numeric_limits<u64>::max();
+  for (std::size_t round = 0; round < kMostRounds; ++round) {
+    VMSIEVE_TRY(take_written(threads));
+    const std::vector<PageSet> pages = wanted();
+    const u64 count = count_all(pages);
+    if (count <= kFewPages || count > before / kProgressDenominator * kProgressNumerator) break;
+    VMSIEVE_TRY(copy(pages, pipeline, threads, round, most_kept, &progress));
+    before = count;
+    ++figures_.rounds;
+  }
+  figures_.before_ms = watch.ms();
+  return {};
+}
+
+bool TrackedCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
+  const auto& mappings = memory_.layout().mappings;
+  auto mapping = std::upper_bound(mappings.begin(), mappings.end(), address,
+                                  [](GuestPhysical at, const RamMapping& m) { return at < m.address; });
+  if (bytes == 0 || mapping == mappings.begin()) return false;
+  --mapping;
+  const u64 into = address - mapping->address;
+  // What is in more than one mapping is not worth the trouble.
+  if (into >= mapping->bytes || bytes > mapping->bytes - into) return false;
+  const u64 host = units_.block(mapping->block).start + mapping->block_offset + into;
+  const auto written =
+      pagemap_.written(round_down(host, kPageSize), round_up(host + bytes, kPageSize), Pagemap::Take::kNo);
+  return written.ok() && written->empty();
+}
+
+// ---- the instant ----
+
+Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipeline& pipeline,
+                                    unsigned threads) {
+  const Stopwatch scanning;
+  VMSIEVE_TRY(take_written(threads));
+  set_free(free);
+  figures_.scan_ms = scanning.ms();
+  const Stopwatch copying;
+  const std::vector<PageSet> pages = wanted();
+  figures_.frozen_pages = count_all(pages);
+  VMSIEVE_TRY(copy(pages, pipeline, threads, kPauseLayer, std::numeric_limits<u64>::max(), nullptr));
+  figures_.frozen_copy_ms = copying.ms();
+  return {};
+}
+
+Result<void> TrackedCapture::submit(CapturePipeline& pipeline) {
+  for (Kept& kept : kept_) {
+    const PageSet& free = free_[kept.chunk.block];
+    Chunk used{.block = kept.chunk.block, .list = kept.chunk.list, .pages = 0, .runs = {}};
+    const std::byte* from = kept.buffer;
+    for (const BlockPages& run : kept.chunk.runs) {
+      for (u64 page = run.first_page; page < run.first_page + run.pages; ++page, from += kPageSize) {
+        if (free.has(page)) continue;
+        std::byte* const to = kept.buffer + used.pages * kPageSize;
+        if (to != from) std::memcpy(to, from, kPageSize);
+        ++used.pages;
+        if (!used.runs.empty() && used.runs.back().first_page + used.runs.back().pages == page) {
+          ++used.runs.back().pages;
+        } else {
+          used.runs.push_back({page, 1});
+        }
+      }
+    }
+    if (used.pages == 0) {
+      pipeline.cancel(kept.buffer);
+    } else {
+      pipeline.submit(std::move(used), kept.buffer);
+    }
+  }
+  kept_.clear();
+  if (pipeline.failed()) return Error(ErrorKind::kIo, "the store cannot be written");
+  return {};
+}
+
+Result<std::vector<BlockIndex>> TrackedCapture::index(CapturePipeline::Outcome& outcome,
+                                                      MemoryObjectWriter& writer, const std::string& base_id,
+                                                      u8 free_fill, PageCounts& counts) const {
+  std::vector<BlockIndex> blocks;
+  std::map<u64, u64> numbers;  // of the base's frames, in the new index
+  for (u32 block = 0; block < stale_.size(); ++block) {
+    std::vector<PageRun> runs;
+    if (base_ != nullptr) {
+      runs = base_->blocks[block].runs;
+      for (PageRun& run : runs)
+        if (run.kind == RunKind::kData) run.frame |= kOfBase;
+    } else if (stale_[block].size() > 0) {
+      runs.push_back({.first_page = 0, .pages = stale_[block].size(), .kind = RunKind::kFill});
+    }
+    for (std::size_t layer = 0; layer < kLayers; ++layer) {
+      std::vector<PageRun>& copied = outcome.runs[layer * stale_.size() + block];
+      sort_runs(copied);
+      runs = lay_over(runs, copied);
+    }
+    std::vector<PageRun> free;
+    for (const BlockPages& run : free_[block].runs())
+      free.push_back(
+          {.first_page = run.first_page, .pages = run.pages, .kind = RunKind::kFree, .fill = free_fill});
+    runs = joined(lay_over(runs, free));
+    for (PageRun& run : runs) {
+      switch (run.kind) {
+        case RunKind::kFree: counts.free += run.pages; break;
+        case RunKind::kFill: (run.fill == 0 ? counts.zero : counts.fill) += run.pages; break;
+        case RunKind::kData: counts.saved += run.pages; break;
+      }
+      if (run.kind != RunKind::kData || (run.frame & kOfBase) == 0) continue;
+      const u64 old = run.frame & ~kOfBase;
+      auto number = numbers.find(old);
+      if (number == numbers.end()) {
+        const Frame& frame = base_->frames[old];
+        const std::string& owner = frame.object == 0 ? base_id : base_->ancestors[frame.object - 1];
+        VMSIEVE_ASSIGN(const u64 added, writer.add_ancestor_frame(owner, frame));
+        number = numbers.emplace(old, added).first;
+      }
+      run.frame = number->second;
+    }
+    const RamBlock& described = memory_.layout().blocks[block];
+    blocks.push_back({described.name, described.used_bytes, std::move(runs)});
+  }
+  return blocks;
+}
+
+}  // namespace vmsieve
