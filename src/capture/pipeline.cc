@@ -6,6 +6,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "vmsieve/capture/base_layer.h"
+
 namespace vmsieve {
 
 Result<std::unique_ptr<BufferPool>> BufferPool::make(u64 count, u64 bytes) {
@@ -68,6 +70,36 @@ void BufferPool::close() {
   released_.notify_all();
 }
 
+std::vector<BlockPages> keep_pages(Chunk& chunk, std::byte* buffer,
+                                   const std::function<bool(u64 page, const std::byte* bytes)>& keep) {
+  const auto append = [](std::vector<BlockPages>& runs, u64 page) {
+    if (!runs.empty() && runs.back().first_page + runs.back().pages == page) {
+      ++runs.back().pages;
+    } else {
+      runs.push_back({page, 1});
+    }
+  };
+  std::vector<BlockPages> kept;
+  std::vector<BlockPages> dropped;
+  u64 pages = 0;
+  const std::byte* from = buffer;
+  for (const BlockPages& run : chunk.runs) {
+    for (u64 page = run.first_page; page < run.first_page + run.pages; ++page, from += kPageSize) {
+      if (!keep(page, from)) {
+        append(dropped, page);
+        continue;
+      }
+      std::byte* const to = buffer + pages * kPageSize;
+      if (to != from) std::memcpy(to, from, kPageSize);
+      ++pages;
+      append(kept, page);
+    }
+  }
+  chunk.runs = std::move(kept);
+  chunk.pages = pages;
+  return dropped;
+}
+
 std::vector<PageRun> sort_pages(const Chunk& chunk, std::byte* buffer, u64& data_pages) {
   std::vector<PageRun> runs;
   data_pages = 0;
@@ -119,6 +151,7 @@ CapturePipeline::CapturePipeline(MemoryObjectWriter& writer, std::size_t lists, 
       filled_(pool_buffers),
       encoded_(u64{2} * options.threads) {
   outcome_.runs.resize(lists);
+  outcome_.same.resize(lists);
   for (unsigned i = 0; i < options_.threads; ++i) workers_.emplace_back([this] { work(); });
   writing_ = std::thread([this] { write(); });
 }
@@ -173,17 +206,26 @@ void CapturePipeline::work() {
     gate_opened_.wait(lock, [&] { return gate_open_; });
   }
   FrameEncoder encoder(options_.compression);
+  std::optional<BaseContent> base;
+  if (options_.base != nullptr) base.emplace(*options_.base);
   while (auto filled = filled_.pop()) {
     if (failed()) break;
     Encoded encoded;
     encoded.list = filled->chunk.list;
+    const u64 pages = filled->chunk.pages;
+    const u32 block = filled->chunk.block;
+    if (base && options_.compared_blocks[block]) {
+      encoded.same = keep_pages(filled->chunk, filled->buffer, [&](u64 page, const std::byte* bytes) {
+        return !base->same(block, page, {bytes, kPageSize});
+      });
+    }
     u64 data_pages = 0;
     encoded.runs = sort_pages(filled->chunk, filled->buffer, data_pages);
     if (data_pages > 0) {
       encoded.frame = encoder.encode({filled->buffer, data_pages * kPageSize}, encoded.bytes);
     }
     pool_->release(filled->buffer);
-    done_pages_ += filled->chunk.pages;
+    done_pages_ += pages;
     if (!encoded_.push(std::move(encoded))) break;
   }
 }
@@ -200,6 +242,8 @@ void CapturePipeline::write() {
       }
       frame_index = *added;
     }
+    auto& same = outcome_.same[encoded->list];
+    same.insert(same.end(), encoded->same.begin(), encoded->same.end());
     for (PageRun& run : encoded->runs) {
       if (run.kind == RunKind::kData) {
         run.frame = frame_index;

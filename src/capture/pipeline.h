@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "vmsieve/capture/page_plan.h"
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/manifest.h"
+#include "vmsieve/store/checkpoint_reader.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
@@ -69,12 +71,17 @@ class CapturePipeline {
     unsigned threads = 1;
     u64 buffer_bytes = 256 * kMiB;
     u64 chunk_pages = 64;
+    /// Pages that hold what this checkpoint has of them are not stored again.
+    /// Must outlive the pipeline. Only of blocks whose number is in `compared_blocks`.
+    const CheckpointReader* base = nullptr;
+    std::vector<bool> compared_blocks;
   };
 
   /// What became of the pages that were submitted.
   struct Outcome {
-    std::vector<std::vector<PageRun>> runs;  ///< by Chunk::list: kFill and kData, in no order
-    PageCounts counts;                       ///< zero, fill and saved only
+    std::vector<std::vector<PageRun>> runs;     ///< by Chunk::list: kFill and kData, in no order
+    PageCounts counts;                          ///< zero, fill and saved only
+    std::vector<std::vector<BlockPages>> same;  ///< by Chunk::list: pages as in Options::base, in no order
   };
 
   /// `writer` must outlive the pipeline and is used by its writing thread alone until finish().
@@ -119,6 +126,7 @@ class CapturePipeline {
     std::vector<PageRun> runs;  ///< kData runs with page_in_frame set, frame not yet
     Frame frame;
     std::vector<std::byte> bytes;  ///< empty when no page needs a frame
+    std::vector<BlockPages> same;
   };
 
   CapturePipeline(MemoryObjectWriter& writer, std::size_t lists, const Options& options,
@@ -148,6 +156,11 @@ class CapturePipeline {
   std::vector<std::thread> workers_;
   std::thread writing_;
 };
+
+/// Drops pages of `chunk` (bytes in `buffer`) that `keep` says no to, and returns them; the others move to
+/// the front.
+std::vector<BlockPages> keep_pages(Chunk& chunk, std::byte* buffer,
+                                   const std::function<bool(u64 page, const std::byte* bytes)>& keep);
 
 /// Sorts the pages of `chunk` (bytes in `buffer`) into fills and data: returns the runs, moves the
 /// data pages to the front of the buffer and sets `data_pages`.

@@ -145,32 +145,71 @@ Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pi
   return captured;
 }
 
-/// Live capture begun, or none where the mode or the guest's state does not ask for it, or, if any mode will
-/// do, cannot be had.
-Result<std::unique_ptr<LiveCapture>> begin_live(Save& save, const PauseGuard& guard) {
-  std::unique_ptr<LiveCapture> none;
-  if (save.options.mode == SaveMode::kPaused) return none;
+/// How the guest's memory is taken: by one of these, or, with neither, while it stands still.
+struct Way {
+  std::optional<TrackedSave> tracked;
+  std::unique_ptr<LiveCapture> live;
+};
+
+/// The first of what the mode allows that can be had.
+Result<Way> begin_capture(Save& save, const Store& store, const PauseGuard& guard) {
+  Way way;
+  VMSIEVE_ASSIGN(way.tracked, begin_tracked(save, store));
+  if (way.tracked || save.options.mode == SaveMode::kPaused) return way;
   VMSIEVE_ASSIGN(const RunState state, read_run_state(*save.vm.qmp));
   // A guest that stands still anyway is not disturbed by reading it.
-  if (!state.running) return none;
+  if (!state.running) return way;
   const Stopwatch preparing;
   auto live = start_live_capture(
       save.vm, {.longest_wait = save.options.longest_wait, .beat = [&guard] { guard.beat(); }});
-  save.live.prepare_ms = preparing.ms();
   if (live.ok()) {
     save.earlier.unwritten = [capture = live->get()](const PhysicalExtent& extent) {
       return capture->is_unwritten(extent.address, extent.bytes);
     };
-    return live;
+    way.live = std::move(*live);
+    save.live.prepare_ms = preparing.ms();
+    return way;
   }
   guard.end_beat();  // it may have begun to beat before it failed
+  if (live.error().kind() == ErrorKind::kUnsupported) {
+    auto noting = begin_noting(save);
+    if (noting.ok()) {
+      way.tracked = std::move(*noting);
+      save.live.prepare_ms = preparing.ms();
+      return way;
+    }
+  }
   if (live.error().kind() == ErrorKind::kVanished) return live.error();
   if (save.options.mode == SaveMode::kLive) return live.error().with_context("a live save is not possible");
   save.live.reason = live.error().message();
   save.warnings.push_back(
       fmt::format("the guest is stopped while its memory is read, for a live save is not possible: {}",
                   save.live.reason));
-  return none;
+  return way;
+}
+
+/// For an incremental save of a VM whose writes cannot be noted: the newest checkpoint of this VM and this
+/// memory, with which every page can be compared. None when there is none.
+std::unique_ptr<CheckpointReader> base_to_compare_with(const Save& save, const Store& store) {
+  const auto listing = store.list();
+  if (!listing.ok()) return nullptr;
+  const std::vector<Manifest>& all = listing->checkpoints;
+  const auto fits = [&](const Manifest& m) {
+    return m.vm_name == save.manifest.vm_name && (!m.vm_name.empty() || m.vm_pid == save.manifest.vm_pid) &&
+           same_blocks(m, save.layout());
+  };
+  const auto newest = std::find_if(all.rbegin(), all.rend(), fits);
+  if (newest == all.rend()) return nullptr;
+  auto base = CheckpointReader::open(store, newest->id);
+  return base.ok() ? std::move(*base) : nullptr;
+}
+
+/// Memory in huge pages is noted by huge pages; and where nothing is noted, everything is compared.
+std::vector<bool> blocks_to_compare(const Save& save) {
+  std::vector<bool> compared;
+  for (const RamBlock& block : save.layout().blocks)
+    compared.push_back(!save.tracked.noted || block.host_page_bytes > kPageSize);
+  return compared;
 }
 
 /// What the guest's memory held, as it goes into the checkpoint.
@@ -196,13 +235,20 @@ Error cause_of(const Error& error, CapturePipeline& pipeline) {
   return finished.ok() ? error : finished.error();
 }
 
+CapturePipeline::Options pipeline_options(const Save& save, unsigned threads, const CheckpointReader* base) {
+  return {.compression = save.options.compression,
+          .threads = threads,
+          .buffer_bytes = save.options.buffer_bytes,
+          .base = base,
+          .compared_blocks = blocks_to_compare(save)};
+}
+
 Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObjectWriter& writer,
                             TrackedSave& tracked, unsigned threads, const ProgressFunction& progress) {
-  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
-                                                      {.compression = save.options.compression,
-                                                       .threads = threads,
-                                                       .buffer_bytes = save.options.buffer_bytes}));
   save.manifest.mode = "live";
+  save.tracked.noted = true;
+  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
+                                                      pipeline_options(save, threads, tracked.base.get())));
   auto stopped = [&]() -> Result<Stopped> {
     VMSIEVE_TRY(copy_ahead(save, tracked, *pipeline, threads, progress));
     return capture_tracked(save, tracked, *guard, *pipeline, threads);
@@ -211,20 +257,22 @@ Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, Memor
   if (!stopped.ok()) return cause_of(stopped.error(), *pipeline);
   VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, 0, progress));
   Memory memory{std::move(stopped->device_state), stopped->classified.record, {}, {}};
-  VMSIEVE_ASSIGN(memory.blocks, tracked.capture->index(outcome, writer, tracked.base_id(),
-                                                       stopped->classified.free.fill, memory.counts));
+  VMSIEVE_ASSIGN(memory.blocks,
+                 tracked.capture->index(outcome, writer, stopped->classified.free.fill, memory.counts));
   return memory;
 }
 
 /// `disturbed` tells that a live copy was spoilt by something that a guest which stands still does not do.
-Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObjectWriter& writer,
-                        unsigned threads, const ProgressFunction& progress, bool& disturbed) {
-  VMSIEVE_ASSIGN(auto live, begin_live(save, *guard));
+Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
+                        std::unique_ptr<LiveCapture> live_of_save, MemoryObjectWriter& writer,
+                        const CheckpointReader* base, unsigned threads, const ProgressFunction& progress,
+                        bool& disturbed) {
+  // In this order: the capture tells the guard that it is well.
+  auto guard = std::move(guard_of_save);
+  auto live = std::move(live_of_save);
   VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, save.layout().blocks.size(),
-                                                      {.compression = save.options.compression,
-                                                       .threads = threads,
-                                                       .buffer_bytes = save.options.buffer_bytes}));
+                                                      pipeline_options(save, threads, base)));
   if (!live) {
     // An eighth more than the rehearsal found: the guest has not stood still since.
     const u64 pages = plan_paused(save, rehearsed).read_pages;
@@ -241,11 +289,7 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObj
 
   VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, captured->plan.read_pages, progress));
   Memory memory{std::move(captured->stopped.device_state), captured->stopped.classified.record, {}, {}};
-  memory.blocks = build_index(save, captured->plan, outcome);
-  memory.counts.free = captured->plan.free_pages;
-  memory.counts.zero = outcome.counts.zero + captured->plan.untouched_pages;
-  memory.counts.fill = outcome.counts.fill;
-  memory.counts.saved = outcome.counts.saved;
+  VMSIEVE_ASSIGN(memory.blocks, build_index(save, captured->plan, outcome, base, writer, memory.counts));
   return memory;
 }
 
@@ -267,12 +311,16 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   MemoryObjectWriter writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
   VMSIEVE_TRY(find_kernel(save));
-  VMSIEVE_ASSIGN(auto tracked, begin_tracked(save, store));
+  VMSIEVE_ASSIGN(Way way, begin_capture(save, store, *guard));
 
   // ---- The guest stops and runs again.
+  std::optional<TrackedSave>& tracked = way.tracked;
+  std::unique_ptr<CheckpointReader> compared;
+  if (!tracked && options.incremental) compared = base_to_compare_with(save, store);
   VMSIEVE_ASSIGN(Memory memory,
                  tracked ? take_tracked(save, std::move(guard), writer, *tracked, threads, progress)
-                         : take_all(save, std::move(guard), writer, threads, progress, disturbed));
+                         : take_all(save, std::move(guard), std::move(way.live), writer, compared.get(),
+                                    threads, progress, disturbed));
 
   VMSIEVE_ASSIGN(const ObjectRecord memory_record, writer.finish(std::move(memory.blocks)));
   VMSIEVE_ASSIGN(const ObjectRecord device_record, write_device_state(*checkpoint, memory.device_state));
@@ -283,7 +331,9 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   m.pages = memory.counts;
   m.objects = {memory_record, device_record};
   m.stored_bytes = memory_record.bytes + device_record.bytes;
-  if (tracked) m.parent = tracked->base_id();
+  const CheckpointReader* const base = tracked ? tracked->base.get() : compared.get();
+  if (base != nullptr) m.parent = base->manifest().id;
+  save.tracked.incremental = base != nullptr;
   m.ancestors = writer.ancestors();
   m.total_ms = total.ms();
   VMSIEVE_TRY(checkpoint->commit(m));

@@ -54,11 +54,13 @@ struct LiveReport {
   std::string reason;       ///< why the save was paused although any mode would have done
 };
 
-/// Of the save of a VM whose writes are tracked.
+/// Of a save by noting the guest's writes.
 struct TrackedReport {
-  bool tracked = false;
+  bool noted = false;    ///< was it one?
+  bool tracked = false;  ///< are they noted after it as well, for the next incremental save?
   bool incremental = false;
-  std::string reason;  ///< why a save is full that was asked to be incremental
+  /// Why a save is full that was asked to be incremental, or why it had to read and compare every page.
+  std::string reason;
   TrackedFigures figures;
 };
 

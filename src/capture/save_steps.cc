@@ -8,6 +8,8 @@
 #include <fmt/chrono.h>
 
 #include "vmsieve/base/clock.h"
+#include "vmsieve/capture/base_layer.h"
+#include "vmsieve/capture/run_layers.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
@@ -144,23 +146,21 @@ Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned thread
   return stopped;
 }
 
-std::vector<BlockIndex> build_index(const Save& save, const PagePlan& plan,
-                                    CapturePipeline::Outcome& outcome) {
+Result<std::vector<BlockIndex>> build_index(const Save& save, const PagePlan& plan,
+                                            CapturePipeline::Outcome& outcome, const CheckpointReader* base,
+                                            MemoryObjectWriter& writer, PageCounts& counts) {
+  BaseLayer layer(base);
   std::vector<BlockIndex> blocks;
-  for (std::size_t i = 0; i < plan.blocks.size(); ++i) {
+  for (u32 i = 0; i < plan.blocks.size(); ++i) {
     std::vector<PageRun>& runs = outcome.runs[i];
     runs.insert(runs.end(), plan.blocks[i].known.begin(), plan.blocks[i].known.end());
-    std::sort(runs.begin(), runs.end(),
-              [](const PageRun& a, const PageRun& b) { return a.first_page < b.first_page; });
+    const auto same = layer.runs(i, outcome.same[i]);
+    runs.insert(runs.end(), same.begin(), same.end());
+    sort_runs(runs);
     BlockIndex block{save.layout().blocks[i].name, save.layout().blocks[i].used_bytes, {}};
-    for (const PageRun& run : runs) {
-      PageRun* last = block.runs.empty() ? nullptr : &block.runs.back();
-      if (last != nullptr && last->kind == run.kind && run.kind != RunKind::kData && last->fill == run.fill) {
-        last->pages += run.pages;
-      } else {
-        block.runs.push_back(run);
-      }
-    }
+    block.runs = joined(runs);
+    VMSIEVE_TRY(layer.adopt(block.runs, writer));
+    count_pages(block.runs, counts);
     blocks.push_back(std::move(block));
   }
   return blocks;

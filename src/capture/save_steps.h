@@ -67,9 +67,11 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
 /// afterwards, also on failure.
 Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned threads);
 
-/// The complete index of every block: what was known without reading, and what was read.
-std::vector<BlockIndex> build_index(const Save& save, const PagePlan& plan,
-                                    CapturePipeline::Outcome& outcome);
+/// The complete index of every block: what was known without reading, what was read, and, of pages that hold
+/// what they did, what `base` says; nullptr: none. `counts`: of all its pages.
+Result<std::vector<BlockIndex>> build_index(const Save& save, const PagePlan& plan,
+                                            CapturePipeline::Outcome& outcome, const CheckpointReader* base,
+                                            MemoryObjectWriter& writer, PageCounts& counts);
 
 Result<ObjectRecord> write_device_state(CheckpointWriter& checkpoint, std::span<const std::byte> state);
 

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "vmsieve/base/clock.h"
+#include "vmsieve/capture/base_layer.h"
 #include "vmsieve/capture/run_layers.h"
 
 namespace vmsieve {
@@ -30,9 +31,6 @@ constexpr u64 kScanBytes = 512 * kMiB;
 constexpr std::size_t kPauseLayer = kMostRounds;
 constexpr std::size_t kKeptLayer = kMostRounds + 1;
 constexpr std::size_t kLayers = kMostRounds + 2;
-
-/// Marks frame numbers of the base until they have numbers of their own.
-constexpr u64 kOfBase = u64{1} << 63;
 
 u64 pages_of(const LiveMemory& memory, u32 block) {
   return round_up(memory.layout().blocks[block].used_bytes, kPageSize) >> kPageShift;
@@ -69,7 +67,7 @@ Result<void> for_all(std::size_t count, unsigned threads,
 
 }  // namespace
 
-TrackedCapture::TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const MemoryIndex* base)
+TrackedCapture::TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const CheckpointReader* base)
     : memory_(memory),
       pagemap_(std::move(pagemap)),
       units_(memory.layout()),
@@ -86,7 +84,7 @@ TrackedCapture::TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const 
 std::size_t TrackedCapture::lists() const { return kLayers * stale_.size(); }
 
 Result<std::unique_ptr<TrackedCapture>> TrackedCapture::make(const LiveMemory& memory, pid_t pid,
-                                                             const MemoryIndex* base) {
+                                                             const CheckpointReader* base) {
   VMSIEVE_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
   std::unique_ptr<TrackedCapture> capture(new TrackedCapture(memory, std::move(pagemap), base));
   for (u32 block = 0; block < capture->stale_.size(); ++block) {
@@ -96,7 +94,7 @@ Result<std::unique_ptr<TrackedCapture>> TrackedCapture::make(const LiveMemory& m
       continue;
     }
     // What was free holds something all the same, and may be in use now without having been written.
-    for (const PageRun& run : base->blocks[block].runs)
+    for (const PageRun& run : base->index().blocks[block].runs)
       if (run.kind == RunKind::kFree) stale.add({run.first_page, run.pages});
   }
   return capture;
@@ -317,25 +315,11 @@ Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipel
 Result<void> TrackedCapture::submit(CapturePipeline& pipeline) {
   for (Kept& kept : kept_) {
     const PageSet& free = free_[kept.chunk.block];
-    Chunk used{.block = kept.chunk.block, .list = kept.chunk.list, .pages = 0, .runs = {}};
-    const std::byte* from = kept.buffer;
-    for (const BlockPages& run : kept.chunk.runs) {
-      for (u64 page = run.first_page; page < run.first_page + run.pages; ++page, from += kPageSize) {
-        if (free.has(page)) continue;
-        std::byte* const to = kept.buffer + used.pages * kPageSize;
-        if (to != from) std::memcpy(to, from, kPageSize);
-        ++used.pages;
-        if (!used.runs.empty() && used.runs.back().first_page + used.runs.back().pages == page) {
-          ++used.runs.back().pages;
-        } else {
-          used.runs.push_back({page, 1});
-        }
-      }
-    }
-    if (used.pages == 0) {
+    keep_pages(kept.chunk, kept.buffer, [&](u64 page, const std::byte*) { return !free.has(page); });
+    if (kept.chunk.pages == 0) {
       pipeline.cancel(kept.buffer);
     } else {
-      pipeline.submit(std::move(used), kept.buffer);
+      pipeline.submit(std::move(kept.chunk), kept.buffer);
     }
   }
   kept_.clear();
@@ -344,21 +328,17 @@ Result<void> TrackedCapture::submit(CapturePipeline& pipeline) {
 }
 
 Result<std::vector<BlockIndex>> TrackedCapture::index(CapturePipeline::Outcome& outcome,
-                                                      MemoryObjectWriter& writer, const std::string& base_id,
-                                                      u8 free_fill, PageCounts& counts) const {
+                                                      MemoryObjectWriter& writer, u8 free_fill,
+                                                      PageCounts& counts) const {
+  BaseLayer base(base_);
   std::vector<BlockIndex> blocks;
-  std::map<u64, u64> numbers;  // of the base's frames, in the new index
   for (u32 block = 0; block < stale_.size(); ++block) {
-    std::vector<PageRun> runs;
-    if (base_ != nullptr) {
-      runs = base_->blocks[block].runs;
-      for (PageRun& run : runs)
-        if (run.kind == RunKind::kData) run.frame |= kOfBase;
-    } else if (stale_[block].size() > 0) {
-      runs.push_back({.first_page = 0, .pages = stale_[block].size(), .kind = RunKind::kFill});
-    }
+    std::vector<PageRun> runs = base.runs(block, stale_[block].size());
     for (std::size_t layer = 0; layer < kLayers; ++layer) {
       std::vector<PageRun>& copied = outcome.runs[layer * stale_.size() + block];
+      // Also over what an earlier round had of them.
+      const auto same = base.runs(block, outcome.same[layer * stale_.size() + block]);
+      copied.insert(copied.end(), same.begin(), same.end());
       sort_runs(copied);
       runs = lay_over(runs, copied);
     }
@@ -367,23 +347,8 @@ Result<std::vector<BlockIndex>> TrackedCapture::index(CapturePipeline::Outcome& 
       free.push_back(
           {.first_page = run.first_page, .pages = run.pages, .kind = RunKind::kFree, .fill = free_fill});
     runs = joined(lay_over(runs, free));
-    for (PageRun& run : runs) {
-      switch (run.kind) {
-        case RunKind::kFree: counts.free += run.pages; break;
-        case RunKind::kFill: (run.fill == 0 ? counts.zero : counts.fill) += run.pages; break;
-        case RunKind::kData: counts.saved += run.pages; break;
-      }
-      if (run.kind != RunKind::kData || (run.frame & kOfBase) == 0) continue;
-      const u64 old = run.frame & ~kOfBase;
-      auto number = numbers.find(old);
-      if (number == numbers.end()) {
-        const Frame& frame = base_->frames[old];
-        const std::string& owner = frame.object == 0 ? base_id : base_->ancestors[frame.object - 1];
-        VMSIEVE_ASSIGN(const u64 added, writer.add_ancestor_frame(owner, frame));
-        number = numbers.emplace(old, added).first;
-      }
-      run.frame = number->second;
-    }
+    VMSIEVE_TRY(base.adopt(runs, writer));
+    count_pages(runs, counts);
     const RamBlock& described = memory_.layout().blocks[block];
     blocks.push_back({described.name, described.used_bytes, std::move(runs)});
   }

@@ -16,6 +16,7 @@
 #include "vmsieve/qemu/live_memory.h"
 #include "vmsieve/qemu/page_residency.h"
 #include "vmsieve/qemu/write_protection.h"
+#include "vmsieve/store/checkpoint_reader.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
@@ -35,17 +36,17 @@ struct TrackedFigures {
 /// was written since the last round. Nobody ever waits for this process. docs/incremental.md has the
 /// argument.
 ///
-/// A page is stale when the base, an earlier checkpoint's index, does not say what is in it; held when its
+/// A page is stale when the base, an earlier checkpoint, does not say what is in it; held when its
 /// bytes were copied after it was last written.
 class TrackedCapture {
  public:
   /// Pages are copied into the pipeline's lists below this number; make it with so many lists.
   std::size_t lists() const;
 
-  /// `base`: the index of the checkpoint since whose instant all writes to `memory` are noted, of the same
+  /// `base`: the checkpoint since whose instant all writes to `memory` are noted, of the same
   /// blocks; nullptr: nothing is known of any page. It and `memory`, of process `pid`, must outlive this.
   static Result<std::unique_ptr<TrackedCapture>> make(const LiveMemory& memory, pid_t pid,
-                                                      const MemoryIndex* base);
+                                                      const CheckpointReader* base);
 
   /// Instead, for memory that is not tracked yet: begins to note writes. `protection` (kNote) has all blocks.
   static Result<std::unique_ptr<TrackedCapture>> begin(const LiveMemory& memory, pid_t pid,
@@ -65,10 +66,10 @@ class TrackedCapture {
   /// The guest may run: hands to the pipeline what was kept, without free pages.
   Result<void> submit(CapturePipeline& pipeline);
 
-  /// The complete index of every block, of the instant. Frames of the base are named as those of ancestor
-  /// `base_id` or its ancestors. `counts`: of all its pages.
+  /// The complete index of every block, of the instant. Frames of the base are named as those of an ancestor.
+  /// `counts`: of all its pages.
   Result<std::vector<BlockIndex>> index(CapturePipeline::Outcome& outcome, MemoryObjectWriter& writer,
-                                        const std::string& base_id, u8 free_fill, PageCounts& counts) const;
+                                        u8 free_fill, PageCounts& counts) const;
 
   const TrackedFigures& figures() const { return figures_; }
 
@@ -90,7 +91,7 @@ class TrackedCapture {
     std::byte* to = nullptr;
   };
 
-  TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const MemoryIndex* base);
+  TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const CheckpointReader* base);
   Result<void> take_written(unsigned threads);
   std::vector<PageSet> wanted() const;
   void set_free(std::span<const PfnRange> free);
@@ -102,7 +103,7 @@ class TrackedCapture {
   const LiveMemory& memory_;
   const Pagemap pagemap_;
   const MemoryUnits units_;
-  const MemoryIndex* const base_;
+  const CheckpointReader* const base_;
 
   std::vector<PageSet> stale_;  // by block, as are the following
   std::vector<PageSet> held_;

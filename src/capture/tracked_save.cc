@@ -19,13 +19,6 @@ std::string name_of(const Store& store) {
   return error ? store.name() : path.string();
 }
 
-bool same_blocks(const Manifest& manifest, const RamLayout& layout) {
-  return std::equal(manifest.blocks.begin(), manifest.blocks.end(), layout.blocks.begin(),
-                    layout.blocks.end(), [](const BlockRecord& a, const RamBlock& b) {
-                      return a.name == b.name && a.used_bytes == b.used_bytes;
-                    });
-}
-
 /// The checkpoint since whose instant all writes were noted; an error says why there is none.
 Result<std::unique_ptr<CheckpointReader>> open_base(const Save& save, const Tracking& tracking,
                                                     const Store& store) {
@@ -51,10 +44,17 @@ Result<TrackedSave> begin_tracking(Save& save) {
                               .why_none = kUnfinished,
                               .blocks = tracked_blocks(save.layout())};
   VMSIEVE_ASSIGN(Tracking tracking, Tracking::start(std::move(protection), record));
-  return TrackedSave{std::move(tracking), nullptr, std::move(capture)};
+  return TrackedSave{std::move(tracking), std::nullopt, nullptr, std::move(capture)};
 }
 
 }  // namespace
+
+bool same_blocks(const Manifest& manifest, const RamLayout& layout) {
+  return std::equal(manifest.blocks.begin(), manifest.blocks.end(), layout.blocks.begin(),
+                    layout.blocks.end(), [](const BlockRecord& a, const RamBlock& b) {
+                      return a.name == b.name && a.used_bytes == b.used_bytes;
+                    });
+}
 
 Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store) {
   std::optional<TrackedSave> none;
@@ -81,8 +81,8 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
         why = opened.error().message();
       }
     }
-    VMSIEVE_ASSIGN(auto capture, TrackedCapture::make(*save.vm.memory, pid, base ? &base->index() : nullptr));
-    tracked = TrackedSave{std::move(*tracking), std::move(base), std::move(capture)};
+    VMSIEVE_ASSIGN(auto capture, TrackedCapture::make(*save.vm.memory, pid, base.get()));
+    tracked = TrackedSave{std::move(*tracking), std::nullopt, std::move(base), std::move(capture)};
   } else if (auto begun = begin_tracking(save); begun.ok()) {
     tracked = std::move(*begun);
   } else if (begun.error().kind() == ErrorKind::kVanished) {
@@ -91,16 +91,21 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
     why = "its writes cannot be tracked: " + begun.error().message();
   }
   save.tracked.tracked = tracked.has_value();
-  save.tracked.incremental = tracked && tracked->base;
-  if (incremental && !save.tracked.incremental) save.tracked.reason = why;
+  if (incremental && !(tracked && tracked->base)) save.tracked.reason = why;
   save.live.prepare_ms = preparing.ms();
   return tracked;
+}
+
+Result<TrackedSave> begin_noting(Save& save) {
+  VMSIEVE_ASSIGN(WriteProtection protection, make_noting_protection(save.vm));
+  VMSIEVE_ASSIGN(auto capture, TrackedCapture::begin(*save.vm.memory, save.vm.process.pid, protection));
+  return TrackedSave{std::nullopt, std::move(protection), nullptr, std::move(capture)};
 }
 
 Result<void> copy_ahead(Save& save, TrackedSave& tracked, CapturePipeline& pipeline, unsigned threads,
                         const ProgressFunction& progress) {
   VMSIEVE_ASSIGN(const FreePages estimate, rehearse(save, threads));
-  VMSIEVE_TRY(tracked.tracking.forget_checkpoint(kUnfinished));
+  if (tracked.tracking) VMSIEVE_TRY(tracked.tracking->forget_checkpoint(kUnfinished));
   VMSIEVE_TRY(tracked.capture->copy_ahead(estimate.runs, pipeline, threads, progress));
   save.earlier = {};
   VMSIEVE_TRY(rehearse(save, threads));
@@ -129,7 +134,7 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
   save.live.sections_reused = save.earlier.reused;
 
   VMSIEVE_TRY(check_same_memory(save));
-  if (!tracked.tracking.is_held())
+  if (tracked.tracking && !tracked.tracking->is_held())
     return Error(ErrorKind::kBusy, "the process that keeps the tracking ended in the middle of the save");
   pipeline.open_gate();
   VMSIEVE_TRY(tracked.capture->submit(pipeline));
@@ -138,7 +143,8 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
 }
 
 Result<void> finish_tracked(TrackedSave& tracked, const Store& store, const std::string& checkpoint) {
-  return tracked.tracking.set_checkpoint(name_of(store), checkpoint);
+  if (!tracked.tracking) return {};
+  return tracked.tracking->set_checkpoint(name_of(store), checkpoint);
 }
 
 }  // namespace vmsieve

@@ -14,17 +14,23 @@ namespace vmsieve {
 
 /// A save of a VM whose writes are noted.
 struct TrackedSave {
-  Tracking tracking;
-  std::unique_ptr<CheckpointReader> base;  ///< of an incremental save
+  std::optional<Tracking> tracking;           ///< none: they are noted for this save only
+  std::optional<WriteProtection> protection;  ///< then, by this
+  std::unique_ptr<CheckpointReader> base;     ///< of an incremental save
   std::unique_ptr<TrackedCapture> capture;
-
-  std::string base_id() const { return base ? base->manifest().id : ""; }
 };
+
+/// Is a checkpoint of memory in the same blocks?
+bool same_blocks(const Manifest& manifest, const RamLayout& layout);
 
 /// For a VM that is tracked, or that an incremental save is asked for: begins to track it where it is not,
 /// and opens the checkpoint that the new one is to build on. None when the save is to go another way;
 /// Save::tracked tells why a save is not incremental.
 Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store);
+
+/// For a VM whose memory cannot be protected otherwise (a file on a disk): its writes are noted for this
+/// save.
+Result<TrackedSave> begin_noting(Save& save);
 
 /// Copies ahead, and makes the rehearsal that the pause builds on. From here on the VM's record names no
 /// checkpoint, until finish_tracked().

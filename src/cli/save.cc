@@ -44,9 +44,11 @@ void print_report(const SaveReport& saved, const Store& store) {
              human_bytes(m.guest_bytes), pages(m.pages.free), pages(m.pages.zero),
              m.pages.fill == 0 ? "" : fmt::format("one repeated byte {}, ", pages(m.pages.fill)),
              pages(m.pages.saved));
-  if (saved.tracked.incremental) {
-    fmt::print("incremental, behind {}: {} written since and copied\n", m.parent,
+  if (saved.tracked.incremental && saved.tracked.noted) {
+    fmt::print("incremental, behind {}: {} copied that was written since\n", m.parent,
                pages(saved.tracked.figures.copied_pages));
+  } else if (saved.tracked.incremental) {
+    fmt::print("incremental, behind {}, all pages compared: {}\n", m.parent, saved.tracked.reason);
   } else if (!saved.tracked.reason.empty()) {
     fmt::print("a full checkpoint: {}\n", saved.tracked.reason);
   }
@@ -91,7 +93,7 @@ int save(const Options& options, const Common& common) {
                    {"device_ms", saved->pause.device_ms}, {"plan_ms", saved->pause.plan_ms},
                    {"read_ms", saved->pause.read_ms},     {"freeze_ms", saved->pause.freeze_ms},
                    {"resume_ms", saved->pause.resume_ms}};
-  if (const TrackedReport& tracked = saved->tracked; tracked.tracked || !tracked.reason.empty()) {
+  if (const TrackedReport& tracked = saved->tracked; tracked.noted || !tracked.reason.empty()) {
     const TrackedFigures& figures = tracked.figures;
     json["tracking"] = {{"tracked", tracked.tracked},
                         {"incremental", tracked.incremental},
@@ -103,7 +105,8 @@ int save(const Options& options, const Common& common) {
                         {"copied_bytes", figures.copied_pages * kPageSize},
                         {"copied_in_pause_bytes", figures.frozen_pages * kPageSize},
                         {"sections_reused", saved->live.sections_reused}};
-  } else if (saved->manifest.mode == "live") {
+  }
+  if (saved->manifest.mode == "live" && !saved->tracked.noted) {
     const LiveFigures& figures = saved->live.figures;
     json["live"] = {{"prepare_ms", saved->live.prepare_ms},
                     {"copy_ms", saved->live.copy_ms},

@@ -14,6 +14,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "vmsieve/base/runtime_folder.h"
 #include "vmsieve/qemu/process_monitors.h"
 #include "vmsieve/qemu/unix_socket.h"
 #include "vmsieve/restore/obstacles.h"
@@ -96,21 +97,10 @@ std::string file_name(const std::string& vm_name, const std::string& checkpoint_
 }
 
 /// A folder that others cannot write to.
-Result<std::string> runtime_folder() {
-  std::vector<std::string> parents;
-  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
-  if (runtime != nullptr && runtime[0] == '/') parents.emplace_back(runtime);
-  if (::geteuid() == 0) parents.emplace_back("/run");
-  for (const std::string& parent : parents) {
-    const std::string folder = parent + "/vmsieve";
-    if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) continue;
-    struct stat info {};
-    if (::lstat(folder.c_str(), &info) == 0 && S_ISDIR(info.st_mode) && info.st_uid == ::geteuid() &&
-        (info.st_mode & 022) == 0) {
-      return folder;
-    }
-  }
-  std::string folder = "/tmp/vmsieve-XXXXXX";
+Result<std::string> folder_for_sockets() {
+  std::string folder = runtime_folder();
+  if (!folder.empty()) return folder;
+  folder = "/tmp/vmsieve-XXXXXX";
   if (::mkdtemp(folder.data()) == nullptr)
     return errno_error(errno, fmt::format("cannot make the folder {}", folder));
   return folder;
@@ -157,7 +147,7 @@ Result<QmpPlace> claim_default_qmp_place(const std::vector<std::string>& command
     auto place = claim_qmp_place(resolve_path(monitor.path, working_directory));
     if (place) return place;
   }
-  VMSIEVE_ASSIGN(const std::string folder, runtime_folder());
+  VMSIEVE_ASSIGN(const std::string folder, folder_for_sockets());
   sweep(folder);
   const std::string name = folder + "/" + file_name(vm_name, checkpoint_id);
   for (int number = 1; number <= kClaimAttempts; ++number) {
