@@ -33,14 +33,30 @@ Result<UniqueFd> open_at(const Directory& parent, const std::string& name, int f
   return errno_error(cause, fmt::format("cannot {} {}", (flags & O_CREAT) != 0 ? "make" : "open", path));
 }
 
-Result<bool> lock_if_free(int fd, const std::string& path) {
+/// `operation`: LOCK_EX or LOCK_SH. 0, EWOULDBLOCK when another one stands in the way, or what else went
+/// wrong.
+int try_lock(int fd, int operation) {
   int result = 0;
   do {
-    result = ::flock(fd, LOCK_EX | LOCK_NB);
+    result = ::flock(fd, operation | LOCK_NB);
   } while (result != 0 && errno == EINTR);
-  if (result == 0) return true;
-  if (errno == EWOULDBLOCK) return false;
-  return errno_error(errno, fmt::format("cannot lock {}", path));
+  return result == 0 ? 0 : errno;
+}
+
+/// As try_lock(), but waits. Polled: flock(2) itself waits without end, behind a stopped process for example.
+int wait_for_lock(int fd, int operation, u64 timeout_ms) {
+  using Clock = std::chrono::steady_clock;
+  const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  for (;;) {
+    const int cause = try_lock(fd, operation);
+    if (cause != EWOULDBLOCK || Clock::now() >= deadline) return cause;
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+}
+
+Error lock_error(int cause, const std::string& path, u64 timeout_ms) {
+  if (cause != EWOULDBLOCK) return errno_error(cause, fmt::format("cannot lock {}", path));
+  return make_error(ErrorKind::kBusy, "{} has been locked by another process for {} ms", path, timeout_ms);
 }
 
 }  // namespace
@@ -148,24 +164,30 @@ Result<bool> exists_at(const Directory& parent, const std::string& name) {
   return errno_error(errno, fmt::format("cannot stat {}", parent.path_of(name)));
 }
 
+Result<u64> regular_size_at(const Directory& parent, const std::string& name) {
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_regular_at(parent, name, O_RDONLY));
+  return file_size(fd.get(), parent.path_of(name));
+}
+
 Result<FileLock> FileLock::try_take(UniqueFd fd, const std::string& path) {
-  VMSIEVE_ASSIGN(const bool locked, lock_if_free(fd.get(), path));
-  return locked ? FileLock{std::move(fd)} : FileLock{};
+  const int cause = try_lock(fd.get(), LOCK_EX);
+  if (cause == 0) return FileLock{std::move(fd)};
+  if (cause == EWOULDBLOCK) return FileLock{};
+  return lock_error(cause, path, 0);
 }
 
 Result<FileLock> FileLock::take(UniqueFd fd, const std::string& path, u64 timeout_ms) {
-  // Polled: flock(2) itself waits without end, behind a stopped process for example.
-  using Clock = std::chrono::steady_clock;
-  const auto deadline = Clock::now() + std::chrono::milliseconds(timeout_ms);
-  for (;;) {
-    VMSIEVE_ASSIGN(const bool locked, lock_if_free(fd.get(), path));
-    if (locked) return FileLock{std::move(fd)};
-    if (Clock::now() >= deadline) {
-      return make_error(ErrorKind::kBusy, "{} has been locked by another process for {} ms", path,
-                        timeout_ms);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
+  const int cause = wait_for_lock(fd.get(), LOCK_EX, timeout_ms);
+  if (cause != 0) return lock_error(cause, path, timeout_ms);
+  return FileLock{std::move(fd)};
+}
+
+Result<FileLock> FileLock::take_shared(UniqueFd fd, const std::string& path, u64 timeout_ms) {
+  const int cause = wait_for_lock(fd.get(), LOCK_SH, timeout_ms);
+  // ENOLCK: NFS whose server runs no lock service.
+  const bool no_locks = cause == ENOLCK || cause == EOPNOTSUPP || cause == ENOSYS || cause == EINVAL;
+  if (cause != 0 && !no_locks) return lock_error(cause, path, timeout_ms);
+  return FileLock{std::move(fd)};
 }
 
 FileLock& FileLock::operator=(FileLock&& other) noexcept {

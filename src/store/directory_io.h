@@ -55,13 +55,19 @@ Result<std::vector<std::string>> list_directory(const Directory& directory);
 /// Is something called `name` in the directory (a symbolic link counts as itself)?
 Result<bool> exists_at(const Directory& parent, const std::string& name);
 
-/// An exclusive flock(2) on a file, dropped when this is destroyed or the process dies.
+/// The size of a regular file, as open_regular_at() would open it.
+Result<u64> regular_size_at(const Directory& parent, const std::string& name);
+
+/// A flock(2) on an open file, dropped when this is destroyed or the process dies.
 class FileLock {
  public:
-  /// Takes the lock if it is free; an invalid FileLock when somebody else has it.
+  /// Takes the exclusive lock if it is free; an invalid FileLock when somebody else has it.
   static Result<FileLock> try_take(UniqueFd fd, const std::string& path);
   /// Waits for it; kBusy after `timeout_ms`.
   static Result<FileLock> take(UniqueFd fd, const std::string& path, u64 timeout_ms);
+  /// Waits for a shared lock; kBusy after `timeout_ms`. Where the file system has no locks at all, the file
+  /// is held open without one.
+  static Result<FileLock> take_shared(UniqueFd fd, const std::string& path, u64 timeout_ms);
 
   FileLock() = default;
   FileLock(FileLock&&) noexcept = default;
@@ -69,6 +75,8 @@ class FileLock {
   ~FileLock() { release(); }
 
   bool held() const { return fd_.valid(); }
+  /// The locked file; -1 when it is not held.
+  int fd() const { return fd_.get(); }
   /// Unlocks by itself, not only by closing: a forked child may hold the same open file.
   void release();
 

@@ -14,6 +14,9 @@ namespace {
 /// How much may wait in the page cache, where O_DIRECT does not work.
 constexpr u64 kWriteBackWindow = 32 * kMiB;
 
+/// A sweep holds an object for as long as making holes takes.
+constexpr u64 kSharedLockTimeoutMs = 30000;
+
 }  // namespace
 
 Result<std::unique_ptr<ObjectWriter>> DirectoryObjectWriter::make(const Directory& folder,
@@ -131,8 +134,9 @@ Result<std::unique_ptr<ObjectReader>> DirectoryObjectReader::open(const Director
                                                                   const std::string& name) {
   VMSIEVE_ASSIGN(UniqueFd fd, open_regular_at(folder, name, O_RDONLY));
   std::string path = folder.path_of(name);
-  VMSIEVE_ASSIGN(const u64 size, file_size(fd.get(), path));
-  return std::unique_ptr<ObjectReader>{new DirectoryObjectReader(std::move(fd), std::move(path), size)};
+  VMSIEVE_ASSIGN(FileLock file, FileLock::take_shared(std::move(fd), path, kSharedLockTimeoutMs));
+  VMSIEVE_ASSIGN(const u64 size, file_size(file.fd(), path));
+  return std::unique_ptr<ObjectReader>{new DirectoryObjectReader(std::move(file), std::move(path), size)};
 }
 
 Result<void> DirectoryObjectReader::read(u64 offset, std::span<std::byte> out) const {
@@ -140,7 +144,7 @@ Result<void> DirectoryObjectReader::read(u64 offset, std::span<std::byte> out) c
     return make_error(ErrorKind::kDamaged, "{} has {:#x} bytes, {:#x} bytes at offset {:#x} were expected",
                       path_, size_, out.size(), offset);
   }
-  return pread_exact(fd_.get(), out, offset, path_);
+  return pread_exact(file_.fd(), out, offset, path_);
 }
 
 }  // namespace vmsieve

@@ -61,19 +61,21 @@ class DirectoryObjectWriter : public ObjectWriter {
   std::optional<Error> failed_;
 };
 
-/// An object of a directory store. The file stays readable when it is removed meanwhile.
+/// An object of a directory store. The file stays readable when it is removed meanwhile, and a shared lock on
+/// it keeps a sweep from taking bytes of it.
 class DirectoryObjectReader : public ObjectReader {
  public:
+  /// kBusy when a sweep has been taking bytes of it for half a minute.
   static Result<std::unique_ptr<ObjectReader>> open(const Directory& folder, const std::string& name);
 
   u64 size() const override { return size_; }
   Result<void> read(u64 offset, std::span<std::byte> out) const override;
 
  private:
-  DirectoryObjectReader(UniqueFd fd, std::string path, u64 size)
-      : fd_(std::move(fd)), path_(std::move(path)), size_(size) {}
+  DirectoryObjectReader(FileLock file, std::string path, u64 size)
+      : file_(std::move(file)), path_(std::move(path)), size_(size) {}
 
-  UniqueFd fd_;
+  FileLock file_;
   std::string path_;
   u64 size_;
 };

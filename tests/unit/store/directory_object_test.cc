@@ -4,6 +4,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <thread>
+
 #include "unit/store/store_fixture.h"
 #include "vmsieve/base/endian.h"
 
@@ -205,6 +208,38 @@ TEST(FileLock, IsHeldByOneAtATime) {
   again = open_regular_at(directory, "lock", O_RDWR);
   const auto taken = FileLock::take(std::move(*again), "lock", 20);
   EXPECT_TRUE(taken.ok() && taken->held());
+}
+
+TEST(DirectoryObjectReader, HoldsASharedLockAsLongAsItIsOpen) {
+  const TemporaryDirectory temporary;
+  const Directory directory = directory_at(temporary.path());
+  write_file(temporary.path() / "memory", "bytes");
+  const auto lock = [&directory] {
+    return FileLock::try_take(std::move(*open_regular_at(directory, "memory", O_RDWR)), "memory");
+  };
+  auto reader = DirectoryObjectReader::open(directory, "memory");
+  auto second = DirectoryObjectReader::open(directory, "memory");
+  ASSERT_TRUE(reader.ok() && second.ok());
+  EXPECT_FALSE(lock()->held());
+  reader->reset();
+  EXPECT_FALSE(lock()->held());
+  second->reset();
+  EXPECT_TRUE(lock()->held());
+}
+
+TEST(DirectoryObjectReader, WaitsForTheOneWhoTakesBytes) {
+  const TemporaryDirectory temporary;
+  const Directory directory = directory_at(temporary.path());
+  write_file(temporary.path() / "memory", "bytes");
+  auto held = FileLock::try_take(std::move(*open_regular_at(directory, "memory", O_RDWR)), "memory");
+  ASSERT_TRUE(held.ok() && held->held());
+  auto file = open_regular_at(directory, "memory", O_RDONLY);
+  EXPECT_EQ(FileLock::take_shared(std::move(*file), "memory", 20).error().kind(), ErrorKind::kBusy);
+  std::jthread other([&held] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    held->release();
+  });
+  EXPECT_TRUE(DirectoryObjectReader::open(directory, "memory").ok());
 }
 
 }  // namespace
