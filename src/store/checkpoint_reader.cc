@@ -194,6 +194,16 @@ Result<void> CheckpointReader::check_index() const {
 }
 
 Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open(const Store& store, const std::string& id) {
+  auto reader = open_all(store, id);
+  // Nothing is taken from an object that is open. Before that, bytes may have gone if the checkpoint was
+  // being removed: then it is not damaged, but not there.
+  const auto still_there = store.manifest(id);
+  if (!still_there.ok() && still_there.error().kind() == ErrorKind::kNotFound) return still_there.error();
+  return reader;
+}
+
+Result<std::unique_ptr<CheckpointReader>> CheckpointReader::open_all(const Store& store,
+                                                                     const std::string& id) {
   std::unique_ptr<CheckpointReader> reader{new CheckpointReader};
   VMSIEVE_ASSIGN(reader->manifest_, store.manifest(id));
   VMSIEVE_TRY(reader->open_objects(store));

@@ -20,7 +20,7 @@ namespace vmsieve {
 /// what was saved, or an error that names the object, the offset and what is wrong.
 ///
 /// All const methods may be called from several threads at once. The store is needed by open() only. A
-/// checkpoint that is removed while it is open stays readable in a directory store.
+/// checkpoint that is removed while it is open stays readable in a directory store, its ancestors too.
 class CheckpointReader {
  public:
   /// Working memory of read_frame(), one per thread; keeps its capacity from frame to frame.
@@ -38,6 +38,8 @@ class CheckpointReader {
 
   const Manifest& manifest() const { return manifest_; }
   const MemoryIndex& index() const { return index_; }
+  /// Where frames end and the index starts in the memory object that Frame::object calls `object`: an offset.
+  u64 frames_end(u64 object) const { return memories_[object].trailer.index_offset; }
 
   /// Reads frame `frame` of index().frames, checks and decodes it. The bytes (raw_bytes of them) are in
   /// `scratch.decoded` until its next use.
@@ -61,6 +63,7 @@ class CheckpointReader {
   class Verification;
 
   CheckpointReader() = default;
+  static Result<std::unique_ptr<CheckpointReader>> open_all(const Store& store, const std::string& id);
   static Result<Memory> open_memory(const Store& store, const std::string& id,
                                     std::optional<u64> expected_bytes);
   Result<void> open_objects(const Store& store);

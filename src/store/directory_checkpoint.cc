@@ -7,6 +7,7 @@
 
 #include "vmsieve/store/directory_object.h"
 #include "vmsieve/store/directory_store.h"
+#include "vmsieve/store/retired.h"
 
 namespace vmsieve {
 namespace directory_store {
@@ -30,6 +31,7 @@ class DirectoryCheckpointWriter : public CheckpointWriter {
  private:
   Result<std::string> encode_checked(const Manifest& manifest) const;
   Result<void> check_ancestors(const Manifest& manifest) const;
+  Result<void> check_parent(const Manifest& manifest) const;
 
   std::shared_ptr<const Directory> root_;
   Directory checkpoints_;
@@ -46,7 +48,7 @@ DirectoryCheckpointWriter::~DirectoryCheckpointWriter() {
 }
 
 Result<std::unique_ptr<ObjectWriter>> DirectoryCheckpointWriter::create(std::string_view name) {
-  if (committed_ || !is_object_name(name)) {
+  if (committed_ || !is_storable_name(name)) {
     return make_error(ErrorKind::kUsage, "checkpoint {}: cannot make an object of that name now", id_);
   }
   auto progress = std::make_shared<ObjectProgress>();
@@ -86,14 +88,42 @@ Result<std::string> DirectoryCheckpointWriter::encode_checked(const Manifest& ma
   return text;
 }
 
+/// The memory objects of all ancestors are there, those of retired checkpoints too.
 Result<void> DirectoryCheckpointWriter::check_ancestors(const Manifest& manifest) const {
   for (const std::string& ancestor : manifest.ancestors) {
-    auto folder = open_checkpoint_folder(*root_, ancestor);
-    auto exists = folder.ok() ? exists_at(*folder, kManifest) : Result<bool>{folder.error()};
-    if (exists.ok() && *exists) continue;
+    const auto folder = open_checkpoint_folder(*root_, ancestor);
+    const auto state = folder.ok() ? folder_state(*folder) : Result<FolderState>{folder.error()};
+    const bool known = state.ok() && *state != FolderState::kNeither;
+    if (known && regular_size_at(*folder, kMemory).ok()) continue;
     return make_error(ErrorKind::kNotFound,
                       "checkpoint {} cannot be committed: checkpoint {}, which it needs, is gone", id_,
                       ancestor);
+  }
+  return {};
+}
+
+/// The parent is a checkpoint that needs all that this one needs: so the frames that were taken over from its
+/// index have been protected until now, and from now on this checkpoint protects them.
+Result<void> DirectoryCheckpointWriter::check_parent(const Manifest& manifest) const {
+  if (manifest.ancestors.empty()) return {};
+  if (manifest.parent.empty()) {
+    return make_error(ErrorKind::kUsage, "checkpoint {} cannot be committed: it has ancestors, but no parent",
+                      id_);
+  }
+  const auto folder = open_checkpoint_folder(*root_, manifest.parent);
+  const auto parent =
+      folder.ok() ? read_manifest(*folder, manifest.parent) : Result<Manifest>{folder.error()};
+  if (!parent.ok()) {
+    return parent.error().with_context(fmt::format(
+        "checkpoint {} cannot be committed: its parent {} is gone or damaged", id_, manifest.parent));
+  }
+  for (const std::string& ancestor : manifest.ancestors) {
+    const auto& known = parent->ancestors;
+    if (ancestor == parent->id || std::find(known.begin(), known.end(), ancestor) != known.end()) continue;
+    return make_error(ErrorKind::kUsage,
+                      "checkpoint {} cannot be committed: it needs checkpoint {}, which its parent {} does "
+                      "not need",
+                      id_, ancestor, parent->id);
   }
   return {};
 }
@@ -102,6 +132,7 @@ Result<void> DirectoryCheckpointWriter::commit(const Manifest& manifest) {
   VMSIEVE_ASSIGN(const std::string text, encode_checked(manifest));
   VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
   VMSIEVE_TRY(check_ancestors(manifest));
+  VMSIEVE_TRY(check_parent(manifest));
   VMSIEVE_TRY(sync_directory(folder_));
   VMSIEVE_TRY(sync_directory(checkpoints_));
   // ---- every object is durable, and its name too ----

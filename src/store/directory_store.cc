@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "vmsieve/store/directory_object.h"
+#include "vmsieve/store/retired.h"
 
 namespace vmsieve {
 namespace directory_store {
@@ -43,6 +44,15 @@ Result<void> check_marker(const Directory& root) {
                     root.path_of(kMarker));
 }
 
+bool is_half_written_marker(std::string_view name) {
+  const std::string prefix = fmt::format("{}.", kMarker);
+  constexpr std::string_view kSuffix = ".new";
+  return name.size() == prefix.size() + 16 + kSuffix.size() && name.starts_with(prefix) &&
+         name.ends_with(kSuffix) && is_checkpoint_id(name.substr(prefix.size(), 16));
+}
+
+bool is_storable_name(std::string_view name) { return is_object_name(name) && name != kRetired; }
+
 Result<Directory> open_checkpoint_folder(const Directory& root, const std::string& id) {
   if (!is_checkpoint_id(id))
     return make_error(ErrorKind::kNotFound, "store {}: no such checkpoint id", root.path);
@@ -76,6 +86,8 @@ Result<Manifest> read_manifest(const Directory& folder, const std::string& id) {
 Result<void> remove_folder(const Directory& checkpoints, const std::string& id) {
   VMSIEVE_ASSIGN(const Directory folder, open_directory_at(checkpoints, id));
   VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(folder));
+  // A power cut must not bring the manifest back without what it names.
+  VMSIEVE_TRY(sync_directory(folder));
   for (const std::string& name : names) VMSIEVE_TRY(unlink_at(folder, name));
   if (::unlinkat(checkpoints.fd.get(), id.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
     return errno_error(errno, fmt::format("cannot remove the directory {}", folder.path));
@@ -88,13 +100,6 @@ Result<void> remove_folder(const Directory& checkpoints, const std::string& id) 
 namespace {
 
 using namespace directory_store;
-
-bool is_half_written_marker(std::string_view name) {
-  const std::string prefix = fmt::format("{}.", kMarker);
-  constexpr std::string_view kSuffix = ".new";
-  return name.size() == prefix.size() + 16 + kSuffix.size() && name.starts_with(prefix) &&
-         name.ends_with(kSuffix) && is_checkpoint_id(name.substr(prefix.size(), 16));
-}
 
 /// Nothing in it but what a new file system or a crash while making a store leaves.
 Result<bool> is_unused(const Directory& root) {
@@ -143,61 +148,18 @@ Result<Directory> open_root(const std::string& path, bool create) {
 /// The objects of a checkpoint are there and as long as its manifest says.
 Result<void> check_objects(const Directory& folder, const Manifest& manifest) {
   for (const ObjectRecord& object : manifest.objects) {
-    auto reader = DirectoryObjectReader::open(folder, object.name);
-    if (!reader.ok()) {
-      const bool missing = reader.error().kind() == ErrorKind::kNotFound;
-      if (!missing) return reader.error().with_context(fmt::format("checkpoint {}", manifest.id));
+    const auto bytes = regular_size_at(folder, object.name);
+    if (!bytes.ok()) {
+      const bool missing = bytes.error().kind() == ErrorKind::kNotFound;
+      if (!missing) return bytes.error().with_context(fmt::format("checkpoint {}", manifest.id));
       return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} is missing", manifest.id, object.name);
     }
-    if ((*reader)->size() != object.bytes) {
+    if (*bytes != object.bytes) {
       return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} has {} bytes instead of {}",
-                        manifest.id, object.name, (*reader)->size(), object.bytes);
+                        manifest.id, object.name, *bytes, object.bytes);
     }
   }
   return {};
-}
-
-/// Names the first checkpoint that cannot be restored without `id`, as kBusy.
-Result<void> check_not_needed(const Directory& root, const Directory& checkpoints, const std::string& id) {
-  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(checkpoints));
-  for (const std::string& other : names) {
-    if (!is_checkpoint_id(other) || other == id) continue;
-    const auto folder = open_directory_at(checkpoints, other);
-    const auto manifest = folder.ok() ? read_manifest(*folder, other) : Result<Manifest>{folder.error()};
-    if (!manifest.ok()) {
-      const ErrorKind kind = manifest.error().kind();
-      if (kind == ErrorKind::kNotFound || kind == ErrorKind::kDamaged) continue;
-      return make_error(ErrorKind::kBusy, "cannot tell whether checkpoint {} needs {}: {}", other, id,
-                        manifest.error().message());
-    }
-    const auto& ancestors = manifest->ancestors;
-    if (std::find(ancestors.begin(), ancestors.end(), id) != ancestors.end()) {
-      return make_error(ErrorKind::kBusy,
-                        "checkpoint {} in store {} is needed by checkpoint {}: remove that one first", id,
-                        root.path, other);
-    }
-  }
-  return {};
-}
-
-/// Removes what is left over in the folder of `id`, if its writer is dead. Under the store's lock.
-Result<bool> sweep_folder(const Directory& checkpoints, const std::string& id) {
-  VMSIEVE_ASSIGN(const Directory folder, open_directory_at(checkpoints, id));
-  auto writing = open_regular_at(folder, kWriting, O_RDONLY);
-  if (writing.ok()) {
-    VMSIEVE_ASSIGN(const FileLock held, FileLock::try_take(std::move(*writing), folder.path_of(kWriting)));
-    if (!held.held()) return false;
-  } else if (writing.error().kind() != ErrorKind::kNotFound) {
-    return writing.error();
-  }
-  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
-  if (!committed) {
-    VMSIEVE_TRY(remove_folder(checkpoints, id));
-    return true;
-  }
-  VMSIEVE_ASSIGN(const bool lock_left, unlink_at(folder, kWriting));
-  VMSIEVE_ASSIGN(const bool manifest_left, unlink_at(folder, kManifestTemporary));
-  return lock_left || manifest_left;
 }
 
 }  // namespace
@@ -273,54 +235,14 @@ Result<Manifest> DirectoryStore::manifest(const std::string& id) const {
 Result<std::unique_ptr<ObjectReader>> DirectoryStore::open(const std::string& id,
                                                            std::string_view object) const {
   VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
-  if (!is_object_name(object))
+  if (!is_storable_name(object))
     return make_error(ErrorKind::kNotFound, "checkpoint {}: no such object name", id);
-  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
-  if (!committed) {
+  VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
+  const bool kept = state == FolderState::kRetired && object == kMemory;
+  if (state != FolderState::kCheckpoint && !kept) {
     return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
   }
   return DirectoryObjectReader::open(folder, std::string{object});
-}
-
-Result<void> DirectoryStore::remove(const std::string& id) {
-  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
-  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
-  VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
-  if (!committed) {
-    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
-  }
-  VMSIEVE_ASSIGN(const Directory checkpoints, open_directory_at(*root_, kCheckpoints));
-  VMSIEVE_TRY(check_not_needed(*root_, checkpoints, id));
-  VMSIEVE_TRY(unlink_at(folder, kManifest));
-  // ---- the checkpoint does not exist any more; what follows a sweep would do as well ----
-  VMSIEVE_TRY(sync_directory(folder));
-  return remove_folder(checkpoints, id);
-}
-
-Result<u64> DirectoryStore::sweep() {
-  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
-  u64 leftovers = 0;
-  VMSIEVE_ASSIGN(const std::vector<std::string> root_names, list_directory(*root_));
-  for (const std::string& name : root_names) {
-    if (!is_half_written_marker(name)) continue;
-    VMSIEVE_ASSIGN(const bool removed, unlink_at(*root_, name));
-    leftovers += removed ? 1 : 0;
-  }
-  const auto checkpoints = open_directory_at(*root_, kCheckpoints);
-  if (!checkpoints.ok()) {
-    if (checkpoints.error().kind() == ErrorKind::kNotFound) return leftovers;
-    return checkpoints.error();
-  }
-  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
-  std::optional<Error> first_error;
-  for (const std::string& id : names) {
-    if (!is_checkpoint_id(id)) continue;
-    const auto swept = sweep_folder(*checkpoints, id);
-    if (swept.ok()) leftovers += *swept ? 1 : 0;
-    if (!swept.ok() && !first_error) first_error = swept.error();
-  }
-  if (first_error) return *first_error;
-  return leftovers;
 }
 
 }  // namespace vmsieve

@@ -21,7 +21,7 @@ class DirectoryStore : public Store {
   Result<Listing> list() const override;
   Result<Manifest> manifest(const std::string& id) const override;
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
-  Result<void> remove(const std::string& id) override;
+  Result<Removal> remove(const std::string& id) override;
   Result<u64> sweep() override;
 
   /// begin() with an id of the caller's choice: kBusy when it is taken.
@@ -43,10 +43,20 @@ inline constexpr const char* kLock = "lock";
 inline constexpr const char* kCheckpoints = "checkpoints";
 inline constexpr const char* kManifest = "manifest";
 inline constexpr const char* kManifestTemporary = "manifest.new";
+inline constexpr const char* kRetired = "retired";
+inline constexpr const char* kPunched = "retired.punched";
+inline constexpr const char* kPunchedTemporary = "retired.punched.new";
 inline constexpr const char* kWriting = "writing";
+inline constexpr const char* kMemory = "memory";
 
 /// The store-wide lock: held for moments, so a long wait means that somebody is stuck (kBusy).
 Result<FileLock> lock(const Directory& root);
+
+/// Is it the name of a marker being written?
+bool is_half_written_marker(std::string_view name);
+
+/// May an object of a store in a directory have this name?
+bool is_storable_name(std::string_view name);
 
 /// The directory holds the marker of a store of this version. kNotFound when there is none.
 Result<void> check_marker(const Directory& root);

@@ -42,7 +42,8 @@ class CheckpointWriter {
   virtual const std::string& id() const = 0;
   /// `name`: "memory", "device". Each once.
   virtual Result<std::unique_ptr<ObjectWriter>> create(std::string_view name) = 0;
-  /// Writes the manifest, durable, last. All objects must have been finished.
+  /// Writes the manifest, durable, last. All objects must have been finished. A checkpoint with ancestors
+  /// must have a parent that is still there and needs no fewer: kNotFound when it, or an ancestor, is gone.
   virtual Result<void> commit(const Manifest& manifest) = 0;
 };
 
@@ -57,6 +58,13 @@ struct Listing {
   std::vector<DamagedCheckpoint> damaged;
 };
 
+/// What remove() left in the store.
+struct Removal {
+  /// The checkpoints that need frames in the memory object of the removed one, which stays for them in part;
+  /// empty when all of it is gone.
+  std::vector<std::string> needed_by;
+};
+
 /// A set of checkpoints: write-once objects with names, docs/format.md.
 class Store {
  public:
@@ -67,12 +75,15 @@ class Store {
   virtual Result<std::unique_ptr<CheckpointWriter>> begin() = 0;
   virtual Result<Listing> list() const = 0;
   virtual Result<Manifest> manifest(const std::string& id) const = 0;
+  /// Of a removed checkpoint that others need, `memory` can still be opened, and nothing else.
   virtual Result<std::unique_ptr<ObjectReader>> open(const std::string& id,
                                                      std::string_view object) const = 0;
-  /// Removes the manifest first (from then on the checkpoint does not exist), then the rest.
-  /// kBusy names a checkpoint that still needs one of its frames.
-  virtual Result<void> remove(const std::string& id) = 0;
-  /// Removes what dead writers and interrupted removals left; returns how many leftovers.
+  /// Removes the manifest first (from then on the checkpoint does not exist), then the rest, except what
+  /// other checkpoints need. kBusy names a checkpoint of which this program cannot tell what it needs.
+  virtual Result<Removal> remove(const std::string& id) = 0;
+  /// Removes what dead writers and interrupted removals left, and what was kept for checkpoints that are gone
+  /// now; returns how many leftovers. Gives the room back that removed checkpoints take though nobody needs
+  /// it: after a series of removals, sweep once.
   virtual Result<u64> sweep() = 0;
 
   /// Resolves an id, a unique prefix of at least 4 digits, or `VMNAME@latest`.

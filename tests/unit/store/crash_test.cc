@@ -73,6 +73,99 @@ TEST_P(CrashState, IsSeenAndSweptAsTheFormatSays) {
   EXPECT_EQ(*store_->sweep(), 0u);
 }
 
+/// The same for a checkpoint that was removed while kOther needed it.
+struct RetiredState {
+  const char* name;
+  std::vector<const char*> files;
+  bool needed;  ///< kOther is still there
+  bool stays;   ///< after a sweep
+  u64 swept;
+};
+
+class RetiredCrashState : public StoreTest, public ::testing::WithParamInterface<RetiredState> {};
+
+INSTANTIATE_TEST_SUITE_P(
+    Store, RetiredCrashState,
+    ::testing::Values(
+        RetiredState{"RenamedManifest", {"memory", "device", "retired"}, true, true, 1},
+        RetiredState{"RenamedManifestAndLock", {"memory", "device", "retired", "writing"}, true, true, 1},
+        RetiredState{"RenamedManifestOfTwo", {"memory", "retired", "manifest.new"}, true, true, 1},
+        RetiredState{"Whole", {"memory", "retired"}, true, true, 0},
+        RetiredState{"SomeHoles", {"punched memory", "retired"}, true, true, 0},
+        RetiredState{
+            "HolesAndPartOfTheRecord", {"punched memory", "retired", "~retired.punched.new"}, true, true, 1},
+        RetiredState{"HolesAndARecord", {"punched memory", "retired", "retired.punched"}, true, true, 0},
+        RetiredState{"RecordCutOff", {"punched memory", "retired", "~retired.punched"}, true, true, 0},
+        RetiredState{"DependentGone", {"punched memory", "retired", "retired.punched"}, false, false, 1},
+        RetiredState{"DependentGoneRenamedOnly", {"memory", "device", "retired"}, false, false, 2},
+        RetiredState{"RemovedRetired", {"punched memory", "retired.punched"}, false, false, 1},
+        RetiredState{"HalfRemoved", {"retired.punched"}, false, false, 1}),
+    [](const auto& parameter) { return parameter.param.name; });
+
+TEST_P(RetiredCrashState, IsSeenAndSweptAsTheFormatSays) {
+  commit();
+  const Frame frame = (*CheckpointReader::open(*store_, kId))->index().frames[2];
+  ASSERT_TRUE(commit_sample(*store_, {.id = kOther, .ancestor = kId, .ancestor_frame = frame}).ok());
+  const fs::path whole = directory_.path() / "whole";
+  fs::rename(folder(), whole);
+  fs::copy_file(whole / "manifest", whole / "retired");
+  fs::copy_file(whole / "manifest", whole / "manifest.new");
+  write_file(whole / "writing", "");
+  const std::string record = fmt::format("vmsieve-punched 1\n{}\n", kOther);
+  write_file(whole / "retired.punched", record);
+  write_file(whole / "retired.punched.new", record);
+  std::string holes = read_file(whole / "memory");
+  std::fill_n(holes.begin() + kMemoryHeaderBytes, kPageSize, '\0');
+  fs::create_directory(folder());
+  for (std::string name : GetParam().files) {
+    const bool cut = name[0] == '~';
+    if (cut) name.erase(0, 1);
+    if (name == "punched memory") {
+      write_file(folder() / "memory", holes);
+    } else {
+      fs::copy_file(whole / name, folder() / name);
+    }
+    if (cut) fs::resize_file(folder() / name, fs::file_size(folder() / name) / 2);
+  }
+  if (!GetParam().needed) fs::remove_all(folder(kOther));
+
+  const auto expect_not_there = [this] {
+    const auto listing = store_->list();
+    ASSERT_TRUE(listing.ok());
+    EXPECT_EQ(listing->damaged.size(), 0u);
+    EXPECT_EQ(listing->checkpoints.size(), GetParam().needed ? 1u : 0u);
+    EXPECT_EQ(store_->manifest(kId).error().kind(), ErrorKind::kNotFound);
+    EXPECT_EQ(store_->remove(kId).error().kind(), ErrorKind::kNotFound);
+    if (GetParam().needed) {
+      EXPECT_EQ(fault_of(*store_, kOther), "");
+    }
+  };
+  expect_not_there();
+  const auto swept = store_->sweep();
+  ASSERT_TRUE(swept.ok()) << swept.error().message();
+  EXPECT_EQ(*swept, GetParam().swept);
+  expect_not_there();
+  ASSERT_EQ(fs::exists(folder()), GetParam().stays);
+  if (GetParam().stays) {
+    EXPECT_EQ(read_file(folder() / "retired.punched"), record);
+    EXPECT_EQ(std::distance(fs::directory_iterator(folder()), {}), 3);
+    ASSERT_TRUE(store_->remove(kOther).ok());
+  }
+  EXPECT_TRUE(fs::is_empty(root_ / "checkpoints"));
+  EXPECT_EQ(*store_->sweep(), 0u);
+}
+
+/// What a power cut leaves when the rename of the manifest was not durable yet.
+TEST_F(StoreTest, AManifestBesideARetiredOneIsACheckpoint) {
+  commit();
+  fs::copy_file(folder() / "manifest", folder() / "retired");
+  EXPECT_EQ(*store_->sweep(), 0u);
+  EXPECT_EQ(fault_of(*store_, kId), "");
+  EXPECT_EQ(store_->list()->checkpoints.size(), 1u);
+  EXPECT_TRUE(store_->remove(kId).ok());
+  EXPECT_FALSE(fs::exists(folder()));
+}
+
 TEST_F(StoreTest, SweepLeavesTheWorkOfALiveWriterOfThisProcess) {
   auto writer = store_->begin_as(kId);
   const auto manifest = write_sample(**writer, {.id = kId});

@@ -178,11 +178,11 @@ TEST_F(StoreTest, AnObjectIsMadeOnce) {
 
 TEST_F(StoreTest, ObjectsHaveNoPathsForNames) {
   auto writer = store_->begin_as(kId);
-  for (const char* name : {"", "..", "../x", "a/b", "manifest", "writing", "manifest.new"}) {
+  for (const char* name : {"", "..", "../x", "a/b", "manifest", "retired", "writing", "manifest.new"}) {
     EXPECT_EQ((*writer)->create(name).error().kind(), ErrorKind::kUsage) << name;
   }
   commit(kOther);
-  for (const char* name : {"", "..", "../x", "manifest"}) {
+  for (const char* name : {"", "..", "../x", "manifest", "retired"}) {
     EXPECT_EQ(store_->open(kOther, name).error().kind(), ErrorKind::kNotFound) << name;
   }
 }
@@ -353,19 +353,20 @@ class AncestorTest : public StoreTest {
   Frame frame_;
 };
 
-TEST_F(AncestorTest, IsNotRemovedWhileACheckpointNeedsIt) {
+TEST_F(AncestorTest, IsOnlyRetiredWhileACheckpointNeedsIt) {
   const auto removed = store_->remove(kId);
-  ASSERT_FALSE(removed.ok());
-  EXPECT_EQ(removed.error().kind(), ErrorKind::kBusy);
-  EXPECT_THAT(removed.error().message(), HasSubstr("needed by checkpoint 00000000000000b2"));
-  EXPECT_EQ(fault_of(*store_, kId), "");
-  EXPECT_TRUE(store_->remove(kOther).ok());
-  EXPECT_TRUE(store_->remove(kId).ok());
+  ASSERT_TRUE(removed.ok()) << removed.error().message();
+  EXPECT_THAT(removed->needed_by, ElementsAre(kOther));
+  EXPECT_THAT(ids(*store_->list()), ElementsAre(kOther));
+  EXPECT_EQ(fault_of(*store_, kOther), "");
+  EXPECT_THAT(store_->remove(kOther)->needed_by, IsEmpty());
+  EXPECT_TRUE(fs::is_empty(root_ / "checkpoints"));
 }
 
 TEST_F(AncestorTest, IsNotProtectedByADamagedManifest) {
   write_file(folder(kOther) / "manifest", "");
   EXPECT_TRUE(store_->remove(kId).ok());
+  EXPECT_FALSE(fs::exists(folder()));
 }
 
 TEST_F(AncestorTest, IsProtectedByAManifestOfANewerVersion) {
@@ -374,6 +375,7 @@ TEST_F(AncestorTest, IsProtectedByAManifestOfANewerVersion) {
   ASSERT_FALSE(removed.ok());
   EXPECT_EQ(removed.error().kind(), ErrorKind::kBusy);
   EXPECT_THAT(removed.error().message(), HasSubstr("cannot tell whether"));
+  EXPECT_EQ(fault_of(*store_, kId), "");
 }
 
 TEST_F(AncestorTest, ThatIsRemovedMeanwhileMakesTheCommitFail) {
