@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -9,23 +10,50 @@ namespace vmsieve::cli {
 
 namespace {
 
+/// A removed checkpoint whose memory object stays in part, and those that need it.
+struct Kept {
+  std::string id;
+  std::vector<std::string> needed_by;
+};
+
+/// What of `kept` is still so when all of `removed` are gone: one removal may end what another was kept for.
+std::vector<Kept> still_needed(std::vector<Kept> kept, const std::vector<std::string>& removed) {
+  for (Kept& entry : kept) {
+    std::erase_if(entry.needed_by, [&removed](const std::string& id) {
+      return std::find(removed.begin(), removed.end(), id) != removed.end();
+    });
+  }
+  std::erase_if(kept, [](const Kept& entry) { return entry.needed_by.empty(); });
+  return kept;
+}
+
 int remove(const std::vector<std::string>& names, const Common& common) {
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
-  Json removed = Json::array();
   // All names first: a typing error must not leave half of the work done.
   std::vector<std::string> ids;
   for (const std::string& name : names) {
     auto id = (*store)->resolve(name);
     if (!id) return report(id.error(), common);
-    ids.push_back(std::move(*id));
+    if (std::find(ids.begin(), ids.end(), *id) == ids.end()) ids.push_back(std::move(*id));
   }
+  std::vector<Kept> kept;
   for (const std::string& id : ids) {
-    if (const auto gone = (*store)->remove(id); !gone.ok()) return report(gone.error(), common);
-    removed.push_back(id);
+    auto removal = (*store)->remove(id);
+    if (!removal) return report(removal.error(), common);
+    kept.push_back({id, std::move(removal->needed_by)});
     if (!common.json) fmt::print("removed {}\n", id);
   }
-  if (common.json) print_json({{"removed", std::move(removed)}});
+  // Gives room back, once for all of them; what it cannot do now, the next command does.
+  [[maybe_unused]] const auto swept = (*store)->sweep();
+  Json retired = Json::array();
+  for (const Kept& entry : still_needed(std::move(kept), ids)) {
+    retired.push_back({{"checkpoint", entry.id}, {"needed_by", entry.needed_by}});
+    if (!common.json) {
+      fmt::print("kept of {} what {} needs\n", entry.id, fmt::join(entry.needed_by, ", "));
+    }
+  }
+  if (common.json) print_json({{"removed", ids}, {"retired", std::move(retired)}});
   return kExitOk;
 }
 
