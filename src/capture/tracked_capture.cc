@@ -196,7 +196,7 @@ Result<void> TrackedCapture::read(const Copy& copy) const {
 
 Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePipeline& pipeline,
                                   unsigned threads, std::size_t layer, u64 most_kept,
-                                  const ProgressFunction* progress) {
+                                  std::optional<TimePoint> deadline, const ProgressFunction* progress) {
   std::vector<Copy> copies;
   PagePlan plan;
   plan.blocks.resize(wanted.size());
@@ -239,10 +239,13 @@ Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePip
     return {};
   };
   VMSIEVE_TRY(for_all((copies.size() + kCopiesAtOnce - 1) / kCopiesAtOnce, threads, read_some));
+  if (kept < chunks.size()) pipeline.open_gate();
   const auto pass_on = [&](std::size_t i) -> Result<void> {
     Chunk& chunk = chunks[kept + i];
     chunk.list = layer * wanted.size() + chunk.block;
-    std::byte* const buffer = pipeline.acquire();
+    std::byte* const buffer = deadline ? pipeline.acquire_until(*deadline) : pipeline.acquire();
+    if (buffer == nullptr && !pipeline.failed())
+      return Error(ErrorKind::kTimeout, "the guest stood still too long: the store is too slow");
     if (buffer == nullptr) return Error(ErrorKind::kIo, "the store cannot be written");
     std::byte* to = buffer;
     for (const BlockPages& run : chunk.runs) {
@@ -273,7 +276,7 @@ Result<void> TrackedCapture::copy_ahead(std::span<const PfnRange> free, CaptureP
     const std::vector<PageSet> pages = wanted();
     const u64 count = count_all(pages);
     if (count <= kFewPages || count > before / kProgressDenominator * kProgressNumerator) break;
-    VMSIEVE_TRY(copy(pages, pipeline, threads, round, most_kept, &progress));
+    VMSIEVE_TRY(copy(pages, pipeline, threads, round, most_kept, std::nullopt, &progress));
     before = count;
     ++figures_.rounds;
   }
@@ -299,7 +302,7 @@ bool TrackedCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
 // ---- the instant ----
 
 Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipeline& pipeline,
-                                    unsigned threads) {
+                                    unsigned threads, std::chrono::milliseconds longest_pause) {
   const Stopwatch scanning;
   VMSIEVE_TRY(take_written(threads));
   set_free(free);
@@ -307,7 +310,11 @@ Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipel
   const Stopwatch copying;
   const std::vector<PageSet> pages = wanted();
   figures_.frozen_pages = count_all(pages);
-  VMSIEVE_TRY(copy(pages, pipeline, threads, kPauseLayer, std::numeric_limits<u64>::max(), nullptr));
+  // Some buffers are left for what has to go through the pipeline, should it be more than all.
+  const u64 buffers = pipeline.pool_buffers();
+  const u64 most_kept = buffers - std::min(buffers / 2, u64{2} * threads);
+  VMSIEVE_TRY(copy(pages, pipeline, threads, kPauseLayer, most_kept,
+                   std::chrono::steady_clock::now() + longest_pause, nullptr));
   figures_.frozen_copy_ms = copying.ms();
   return {};
 }

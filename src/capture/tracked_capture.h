@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -60,8 +62,10 @@ class TrackedCapture {
   /// Was nothing written to this guest-physical memory since copy_ahead() returned?
   bool is_unwritten(GuestPhysical address, u64 bytes) const;
 
-  /// The instant; the guest must be stopped. Copies what is stale, not held and not free.
-  Result<void> freeze(std::span<const PfnRange> free, CapturePipeline& pipeline, unsigned threads);
+  /// The instant; the guest must be stopped. Copies what is stale, not held and not free. kTimeout when that
+  /// has to wait for the store, and longer than `longest_pause`.
+  Result<void> freeze(std::span<const PfnRange> free, CapturePipeline& pipeline, unsigned threads,
+                      std::chrono::milliseconds longest_pause);
 
   /// The guest may run: hands to the pipeline what was kept, without free pages.
   Result<void> submit(CapturePipeline& pipeline);
@@ -74,6 +78,7 @@ class TrackedCapture {
   const TrackedFigures& figures() const { return figures_; }
 
  private:
+  using TimePoint = std::chrono::steady_clock::time_point;
   /// A chunk that is kept until the instant, so that pages that are written again can be replaced.
   struct Kept {
     Chunk chunk;
@@ -96,7 +101,8 @@ class TrackedCapture {
   std::vector<PageSet> wanted() const;
   void set_free(std::span<const PfnRange> free);
   Result<void> copy(const std::vector<PageSet>& wanted, CapturePipeline& pipeline, unsigned threads,
-                    std::size_t layer, u64 most_kept, const ProgressFunction* progress);
+                    std::size_t layer, u64 most_kept, std::optional<TimePoint> deadline,
+                    const ProgressFunction* progress);
   void replace(u32 block, BlockPages run, std::vector<Copy>& copies, std::vector<BlockPages>& rest) const;
   Result<void> read(const Copy& copy) const;
 

@@ -123,7 +123,8 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
 
   // After the device state: to save it, QEMU may write to the guest's memory.
   const Stopwatch freezing;
-  VMSIEVE_TRY(tracked.capture->freeze(stopped.classified.free.runs, pipeline, threads));
+  VMSIEVE_TRY(
+      tracked.capture->freeze(stopped.classified.free.runs, pipeline, threads, save.options.longest_wait));
   save.pause.freeze_ms = freezing.ms();
 
   const Stopwatch resuming;

@@ -48,7 +48,7 @@ DirectoryCheckpointWriter::~DirectoryCheckpointWriter() {
 }
 
 Result<std::unique_ptr<ObjectWriter>> DirectoryCheckpointWriter::create(std::string_view name) {
-  if (committed_ || !is_storable_name(name)) {
+  if (committed_ || !is_object_name(name)) {
     return make_error(ErrorKind::kUsage, "checkpoint {}: cannot make an object of that name now", id_);
   }
   auto progress = std::make_shared<ObjectProgress>();

@@ -31,7 +31,7 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id) 
     VMSIEVE_TRY(remove_folder(checkpoints, id));
     return Swept{.leftover = true};
   }
-  if (state == FolderState::kRetired) {
+  if (state == FolderState::kKept) {
     VMSIEVE_ASSIGN(const bool any, clear_retired(folder));
     return Swept{.leftover = any, .retired = true};
   }

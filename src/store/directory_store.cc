@@ -51,8 +51,6 @@ bool is_half_written_marker(std::string_view name) {
          name.ends_with(kSuffix) && is_checkpoint_id(name.substr(prefix.size(), 16));
 }
 
-bool is_storable_name(std::string_view name) { return is_object_name(name) && name != kRetired; }
-
 Result<Directory> open_checkpoint_folder(const Directory& root, const std::string& id) {
   if (!is_checkpoint_id(id))
     return make_error(ErrorKind::kNotFound, "store {}: no such checkpoint id", root.path);
@@ -235,10 +233,10 @@ Result<Manifest> DirectoryStore::manifest(const std::string& id) const {
 Result<std::unique_ptr<ObjectReader>> DirectoryStore::open(const std::string& id,
                                                            std::string_view object) const {
   VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
-  if (!is_storable_name(object))
+  if (!is_object_name(object))
     return make_error(ErrorKind::kNotFound, "checkpoint {}: no such object name", id);
   VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
-  const bool kept = state == FolderState::kRetired && object == kMemory;
+  const bool kept = state == FolderState::kKept && object == kMemory;
   if (state != FolderState::kCheckpoint && !kept) {
     return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
   }

@@ -55,9 +55,6 @@ Result<FileLock> lock(const Directory& root);
 /// Is it the name of a marker being written?
 bool is_half_written_marker(std::string_view name);
 
-/// May an object of a store in a directory have this name?
-bool is_storable_name(std::string_view name);
-
 /// The directory holds the marker of a store of this version. kNotFound when there is none.
 Result<void> check_marker(const Directory& root);
 

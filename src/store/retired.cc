@@ -15,7 +15,7 @@ Result<FolderState> folder_state(const Directory& folder) {
   VMSIEVE_ASSIGN(const bool committed, exists_at(folder, kManifest));
   if (committed) return FolderState::kCheckpoint;
   VMSIEVE_ASSIGN(const bool retired, exists_at(folder, kRetired));
-  return retired ? FolderState::kRetired : FolderState::kNeither;
+  return retired ? FolderState::kKept : FolderState::kNeither;
 }
 
 Result<void> retire(const Directory& folder) {
@@ -49,7 +49,7 @@ Result<std::vector<std::string>> list_retired(const Directory& checkpoints) {
     const auto folder = open_directory_at(checkpoints, id);
     if (!folder.ok()) continue;
     VMSIEVE_ASSIGN(const FolderState state, folder_state(*folder));
-    if (state == FolderState::kRetired) retired.push_back(id);
+    if (state == FolderState::kKept) retired.push_back(id);
   }
   return retired;
 }

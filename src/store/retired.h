@@ -16,7 +16,7 @@ namespace vmsieve::directory_store {
 /// What a checkpoint's folder is.
 enum class FolderState {
   kCheckpoint,  ///< holds a manifest
-  kRetired,     ///< holds a memory object for others
+  kKept,        ///< holds a memory object for others
   kNeither,     ///< a checkpoint being written or removed, or what is left of it
 };
 Result<FolderState> folder_state(const Directory& folder);
