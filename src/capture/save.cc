@@ -300,6 +300,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   Save save;
   save.options = options;
   save.manifest.compression = options.compression.text();
+  save.manifest.periodic = options.periodic;
 
   // ---- The guest runs. Everything that can fail or take long comes first.
   progress({"attaching", 0, 0});

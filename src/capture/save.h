@@ -24,6 +24,7 @@ struct SaveOptions {
   /// Only what was written since the VM's last checkpoint in the same store, where its writes were tracked
   /// since; a full save otherwise, and they are from then on.
   bool incremental = false;
+  bool periodic = false;  ///< Manifest::periodic
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
   FreeKinds kinds{};              ///< of free pages that are left out

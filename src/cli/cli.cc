@@ -3,6 +3,7 @@
 
 #include <unistd.h>
 #include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -110,6 +111,20 @@ std::string human_bytes(u64 bytes) {
 
 std::string human_ms(double ms) {
   return ms < 1000 ? fmt::format("{:.1f} ms", ms) : fmt::format("{:.2f} s", ms / 1000);
+}
+
+Result<std::chrono::milliseconds> parse_duration(std::string_view text) {
+  constexpr std::pair<std::string_view, u64> kUnits[] = {
+      {"ms", 1}, {"s", 1000}, {"m", 60 * 1000}, {"h", 3600 * 1000}};
+  constexpr u64 kMost = u64{366} * 24 * 3600 * 1000;
+  u64 number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  const std::string_view suffix = text.substr(static_cast<std::size_t>(end - text.data()));
+  for (const auto& [unit, ms] : kUnits) {
+    if (error == std::errc{} && suffix == unit && number > 0 && number <= kMost / ms)
+      return std::chrono::milliseconds(number * ms);
+  }
+  return make_error(ErrorKind::kUsage, "{} is no length of time such as 500ms, 10s, 5m or 1h", text);
 }
 
 std::string table(const std::vector<std::vector<std::string>>& rows, const std::vector<std::size_t>& right) {

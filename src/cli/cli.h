@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -61,6 +62,9 @@ std::string human_bytes(u64 bytes);
 /// "12.3 ms", "4.56 s"
 std::string human_ms(double ms);
 
+/// "500ms", "10s", "5m", "1h": more than nothing, a year at most.
+Result<std::chrono::milliseconds> parse_duration(std::string_view text);
+
 /// Rows of cells, columns aligned: the first row is the header. Columns in `right` are aligned to the right.
 std::string table(const std::vector<std::vector<std::string>>& rows, const std::vector<std::size_t>& right);
 
@@ -80,6 +84,7 @@ void add_show(CLI::App& app, int& status);
 void add_verify(CLI::App& app, int& status);
 void add_rm(CLI::App& app, int& status);
 void add_untrack(CLI::App& app, int& status);
+void add_watch(CLI::App& app, int& status);
 
 /// Part of `save`, `show` and `log`: members named as in docs/json.md.
 Json manifest_json(const Manifest& manifest);

@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "saving.h"
 #include "vmsieve/restore/launch.h"
 
 namespace vmsieve::cli {
@@ -17,7 +18,7 @@ struct Options {
   bool eager = false;
   bool foreground = false;
   bool stopped = false;
-  std::string qemu;
+  StartingOptions starting;
   std::string qmp;
   std::string omitted_fill;
   RestoreOptions restore;
@@ -48,7 +49,7 @@ int restore_checkpoint(Options& options, const Common& common) {
   const auto id = (*store)->resolve(options.checkpoint);
   if (!id) return report(id.error(), common);
   RestoreOptions& restoring = options.restore;
-  if (!options.qemu.empty()) restoring.qemu_executable = options.qemu;
+  set_starting_options(options.starting, restoring);
   if (!options.qmp.empty()) restoring.qmp_path = options.qmp;
   if (options.stopped) restoring.after = AfterRestore::kStopped;
   if (!options.omitted_fill.empty()) {
@@ -81,17 +82,9 @@ void add_restore(CLI::App& app, int& status) {
   command->add_flag("--eager", options->eager, "fill all memory before the guest runs (the only mode yet)");
   command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
-  command->add_flag("--disks-as-they-are", options->restore.disks_as_they_are,
-                    "the VM's writable disks hold what they held at the checkpoint, or may differ");
-  command->add_option("--qemu", options->qemu, "QEMU to start (default: the recorded one)");
+  add_starting_options(*command, options->starting);
   command->add_option("--qmp", options->qmp,
                       "where the new monitor listens (default: where the old one did)");
-  // One value each: what follows may be the checkpoint, or `--`.
-  command
-      ->add_option(
-          "--set", options->restore.set,
-          "OPTION=VALUE: replaces an option of the recorded command line, for example serial=file:OUT")
-      ->allow_extra_args(false);
   command->add_option("--threads", options->restore.threads, "threads that decode (default: by the cores)")
       ->check(CLI::Range(1U, 256U));
   command->add_option("--omitted-fill", options->omitted_fill,

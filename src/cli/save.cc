@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/save.h"
 
-#include <algorithm>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "saving.h"
 
 namespace vmsieve::cli {
 
@@ -14,16 +14,11 @@ namespace {
 
 struct Options {
   std::string vm;
-  std::string compress = "zstd";
   bool live = false;
   bool paused = false;
-  unsigned longest_wait_s = 30;
   bool full = false;
   bool incremental = false;
-  bool no_introspection = false;
-  std::vector<std::string> omit = {"per-cpu", "hugetlb"};
-  unsigned threads = 0;
-  u64 buffer_mib = 256;
+  SavingOptions saving;
 };
 
 void print_report(const SaveReport& saved, const Store& store) {
@@ -61,62 +56,23 @@ void print_report(const SaveReport& saved, const Store& store) {
 }
 
 int save(const Options& options, const Common& common) {
-  const auto compression = Compression::parse(options.compress);
-  if (!compression) return report(compression.error(), common);
+  auto saving = save_options(options.saving);
+  if (!saving) return report(saving.error(), common);
+  saving->mode = options.live ? SaveMode::kLive : options.paused ? SaveMode::kPaused : SaveMode::kAny;
+  saving->incremental = options.incremental;
   const auto address = resolve_vm(options.vm);
   if (!address) return report(address.error(), common);
   const auto store = open_store(common, true);
   if (!store) return report(store.error(), common);
-  const auto omitted = [&](std::string_view kind) { return std::ranges::count(options.omit, kind) != 0; };
-  const SaveMode mode = options.live ? SaveMode::kLive : options.paused ? SaveMode::kPaused : SaveMode::kAny;
-  const auto saved = vmsieve::save(
-      *address, **store,
-      {.mode = mode,
-       .incremental = options.incremental,
-       .compression = *compression,
-       .introspection = !options.no_introspection,
-       .kinds = {.per_cpu = omitted("per-cpu"), .hugetlb = omitted("hugetlb"), .offline = omitted("offline")},
-       .threads = options.threads,
-       .buffer_bytes = options.buffer_mib * kMiB,
-       .longest_wait = std::chrono::seconds(options.longest_wait_s)},
-      progress_bar(common));
+  const auto saved = vmsieve::save(*address, **store, *saving, progress_bar(common));
   if (!saved) return report(saved.error(), common);
   end_progress(common);
   for (const std::string& warning : saved->warnings) warn(warning, common);
-  if (!common.json) {
+  if (common.json) {
+    print_json(save_json(*saved, **store));
+  } else {
     print_report(*saved, **store);
-    return kExitOk;
   }
-  Json json = manifest_json(saved->manifest);
-  json["store"] = (*store)->name();
-  json["pause"] = {{"stop_ms", saved->pause.stop_ms},     {"classify_ms", saved->pause.classify_ms},
-                   {"device_ms", saved->pause.device_ms}, {"plan_ms", saved->pause.plan_ms},
-                   {"read_ms", saved->pause.read_ms},     {"freeze_ms", saved->pause.freeze_ms},
-                   {"resume_ms", saved->pause.resume_ms}};
-  if (const TrackedReport& tracked = saved->tracked; tracked.noted || !tracked.reason.empty()) {
-    const TrackedFigures& figures = tracked.figures;
-    json["tracking"] = {{"tracked", tracked.tracked},
-                        {"incremental", tracked.incremental},
-                        {"reason", tracked.reason},
-                        {"prepare_ms", saved->live.prepare_ms},
-                        {"ahead_ms", figures.before_ms},
-                        {"rounds", figures.rounds},
-                        {"scan_ms", figures.scan_ms},
-                        {"copied_bytes", figures.copied_pages * kPageSize},
-                        {"copied_in_pause_bytes", figures.frozen_pages * kPageSize},
-                        {"sections_reused", saved->live.sections_reused}};
-  }
-  if (saved->manifest.mode == "live" && !saved->tracked.noted) {
-    const LiveFigures& figures = saved->live.figures;
-    json["live"] = {{"prepare_ms", saved->live.prepare_ms},
-                    {"copy_ms", saved->live.copy_ms},
-                    {"rewritten_bytes", figures.rewritten_bytes},
-                    {"sections_reused", saved->live.sections_reused},
-                    {"waits", figures.waits},
-                    {"longest_wait_ms", figures.longest_wait_ms}};
-  }
-  json["warnings"] = saved->warnings;
-  print_json(json);
   return kExitOk;
 }
 
@@ -132,32 +88,15 @@ void add_save(CLI::App& app, int& status) {
   CLI::Option* const paused =
       command->add_flag("--paused", options->paused, "stop the guest until its memory is read out")
           ->excludes(live);
-  command
-      ->add_option("--longest-wait", options->longest_wait_s,
-                   "seconds that a write of the guest may wait for a live save, which is then given up")
-      ->capture_default_str()
-      ->check(CLI::Range(1U, 3600U));
-  command
-      ->add_flag("--incremental", options->incremental,
-                 "only what was written since the VM's last checkpoint; its writes are tracked from now on")
-      ->excludes(paused);
+  CLI::Option* const incremental =
+      command
+          ->add_flag(
+              "--incremental", options->incremental,
+              "only what was written since the VM's last checkpoint; its writes are tracked from now on")
+          ->excludes(paused);
   command->add_flag("--full", options->full, "a checkpoint that needs no other (default)")
-      ->excludes("--incremental");
-  command->add_option("--compress", options->compress, "none, lz4, zstd or zstd:LEVEL (1 to 19)")
-      ->capture_default_str();
-  command->add_flag("--no-introspection", options->no_introspection, "save every page, free or not");
-  command
-      ->add_option("--omit", options->omit,
-                   "kinds of free pages to leave out beside the buddy allocator's: per-cpu (lists), hugetlb "
-                   "(free pages of pools), offline (balloon, unplugged), none")
-      ->delimiter(',')
-      ->capture_default_str()
-      ->check(CLI::IsMember({"per-cpu", "hugetlb", "offline", "none"}));
-  command->add_option("--threads", options->threads, "threads (default: one for each core)")
-      ->check(CLI::Range(1U, 256U));
-  command->add_option("--buffer-mib", options->buffer_mib, "MiB of guest pages held in memory at most")
-      ->capture_default_str()
-      ->check(CLI::Range(1U, 1048576U));
+      ->excludes(incremental);
+  add_saving_options(*command, options->saving);
   add_common(*command, common, true);
   command->callback([common, options, &status] { status = save(*options, *common); });
 }

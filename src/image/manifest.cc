@@ -118,6 +118,7 @@ void read_identity(const JsonFields& top, Manifest& manifest) {
   if (!manifest.parent.empty() && !is_checkpoint_id(manifest.parent)) {
     top.fail("parent", "it is no checkpoint id");
   }
+  if (top.has("periodic")) top.get("periodic", manifest.periodic);
   top.get("ancestors", manifest.ancestors);
   std::set<std::string_view> seen{manifest.id};
   for (const std::string& ancestor : manifest.ancestors) {
@@ -249,6 +250,7 @@ std::string encode_manifest(const Manifest& manifest) {
   json["created"] = json_text(manifest.created);
   json["mode"] = json_text(manifest.mode);
   json["parent"] = json_text(manifest.parent);
+  if (manifest.periodic) json["periodic"] = true;
   json["ancestors"] = json_texts(manifest.ancestors);
   json["required_features"] = json_texts(manifest.required_features);
   json["vm"] = {{"name", json_text(manifest.vm_name)},

@@ -73,10 +73,12 @@ struct Manifest {
 
   std::string id;
   std::string created;  ///< UTC, ISO 8601 with milliseconds: "2026-01-31T12:34:56.789Z"
-  std::string mode;     ///< "paused"
+  std::string mode;     ///< "paused", "live"
   std::string parent;   ///< id of the checkpoint that this one was taken after, or empty; for people
   std::vector<std::string> ancestors;  ///< ids whose memory objects hold frames of this one, as in the index
   std::vector<std::string> required_features;
+  /// Taken by `watch`, which may remove it again; in the format an optional member.
+  bool periodic = false;
 
   std::string vm_name;
   u64 vm_pid = 0;
