@@ -9,7 +9,7 @@ _vmsieve() {
   local cur prev command="" word
   cur="${COMP_WORDS[COMP_CWORD]}"
   prev="${COMP_WORDS[COMP_CWORD - 1]}"
-  local commands="ls inspect save restore log show verify rm"
+  local commands="ls inspect save watch untrack restore log show verify rm"
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     if [[ " $commands " == *" $word "* ]]; then
       command="$word"
@@ -33,7 +33,8 @@ _vmsieve() {
   local options="--json --quiet --help"
   case "$command" in
     inspect) options+=" --pages --pause --svg --png --largest --threads" ;;
-    save) options+=" --store --live --paused --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
+    save) options+=" --store --live --paused --incremental --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
+    watch) options+=" --store --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --eager --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     log | verify | rm) options+=" --store" ;;
     show) options+=" --store --pages --memory --svg --png --largest" ;;
@@ -46,7 +47,7 @@ _vmsieve() {
     restore | show | verify | rm)
       COMPREPLY=($(compgen -W "$(vmsieve log --json 2>/dev/null | _vmsieve_json_field checkpoint)" -- "$cur"))
       ;;
-    inspect | save)
+    inspect | save | watch | untrack)
       COMPREPLY=($(compgen -W "$(vmsieve ls --json 2>/dev/null | _vmsieve_json_field name)" -- "$cur") $(compgen -f -- "$cur"))
       ;;
   esac
