@@ -246,6 +246,9 @@ def test_memory_that_a_balloon_takes_and_gives_back(vmsieve, tmp_path):
         full = vmsieve.save(guest.qmp_path, "--paused")
         memories = [dump_memory(vmsieve, s["checkpoint"], tmp_path, guest.mem_mib) for s in (step, full)]
         assert filecmp.cmp(*memories, shallow=False)
+        monitor(guest, "cont")
+        step = vmsieve.save(guest.qmp_path, "--incremental")
+        monitor(guest, "stop")
         judge(vmsieve, tmp_path, step["checkpoint"], "copy")
 
 

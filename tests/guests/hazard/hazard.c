@@ -10,6 +10,10 @@
 //   hazard counter MIB              writes a growing number to pages all over so much memory, in turn, and
 //                                   finds in each what it last wrote there
 //   hazard dirty MIB RATE           writes so many MiB over and over, RATE MiB a second
+//   hazard speed MIB RATE           computes, and writes to pages all over so much memory, RATE MiB of them a
+//                                   second where nothing slows it down (0: nothing but writing); tells each
+//                                   second how many pages that were
+//   hazard compile                  short processes that use memory and files; tells each second how many
 #define _GNU_SOURCE
 #include <elf.h>
 #include <errno.h>
@@ -23,6 +27,7 @@
 #include <sys/mman.h>
 #include <sys/reboot.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -138,6 +143,65 @@ static void dirty_for_ever(long mib, long rate) {
   }
 }
 
+// What takes up the time between two pages.
+static uint64_t compute(unsigned long steps) {
+  uint64_t value = steps;
+  for (unsigned long i = 0; i < steps; i++) value = value * 6364136223846793005u + 1442695040888963407u;
+  return value;
+}
+
+static volatile uint64_t sink;  // so that the work is done
+
+static void tell_speed(unsigned long done) {
+  static double last;
+  static unsigned long before;
+  double time = now();
+  if (last == 0) {
+    last = time;
+  } else if (time - last >= 1) {
+    printf("hazard: speed %.0f\n", (double)(done - before) / (time - last));
+    last = time;
+    before = done;
+  }
+}
+
+static void work_for_ever(long mib, long rate) {
+  char* memory = map_memory(mib);
+  unsigned long pages = (unsigned long)mib << 8;
+  for (unsigned long i = 0; i < pages; i++) memory[i * PAGE] = 1;
+  unsigned long steps = 0;
+  if (rate > 0) {
+    enum { TRIAL = 20000000 };
+    double begun = now();
+    sink = compute(TRIAL);
+    steps = (unsigned long)(TRIAL / (now() - begun) / (double)(rate << 8));
+  }
+  uint64_t place = 1;
+  for (unsigned long done = 0;; done++) {
+    sink = compute(steps);
+    place = place * 6364136223846793005u + 1442695040888963407u;
+    uint64_t* page = (uint64_t*)(memory + (place >> 33) % pages * PAGE);
+    for (unsigned i = 0; i < PAGE / sizeof *page; i++) page[i] = place + i;
+    if (done % 64 == 0) tell_speed(done);
+  }
+}
+
+static void compile_for_ever(void) {
+  enum { BYTES = 2 << 20, OUTPUT = 64 << 10 };
+  for (unsigned long done = 0;; done++) {
+    pid_t child = fork();
+    if (child == 0) {
+      char* heap = map_memory(BYTES >> 20);
+      for (size_t i = 0; i < BYTES; i += 64) heap[i] = (char)compute(8);
+      int output = open("/tmp/object", O_RDWR | O_CREAT | O_TRUNC, 0600);
+      if (output < 0 || write(output, heap, OUTPUT) != OUTPUT) die("object");
+      _exit(0);
+    }
+    if (child < 0 || waitpid(child, NULL, 0) != child) die("fork");
+    tell_speed(done);
+  }
+}
+
 int main(int count, char** arguments) {
   setvbuf(stdout, NULL, _IOLBF, 0);
   const char* what = count > 1 ? arguments[1] : "";
@@ -157,6 +221,8 @@ int main(int count, char** arguments) {
   }
   if (!strcmp(what, "counter") && count == 3) count_for_ever(atol(arguments[2]));
   if (!strcmp(what, "dirty") && count == 4) dirty_for_ever(atol(arguments[2]), atol(arguments[3]));
+  if (!strcmp(what, "speed") && count == 4) work_for_ever(atol(arguments[2]), atol(arguments[3]));
+  if (!strcmp(what, "compile")) compile_for_ever();
   if (!strcmp(what, "spin"))
     for (;;) __asm__ volatile("");
   printf("hazard: what is %s?\n", what);
