@@ -55,18 +55,20 @@ Result<bool> takes_memory(QmpClient& qmp) {
   });
 }
 
-/// A hole that is punched into a shared file takes the content with it and leaves the protection, so that a
-/// capture cannot tell.
-Result<void> check_nothing_punches(AttachedVm& vm) {
-  bool shared = false;
+/// A hole that is punched into a file, and a discarded page of a file that is copied on write, take the
+/// content with them and leave the protection (include/linux/mm_inline.h, pte_install_uffd_wp_if_needed()),
+/// so that a capture cannot tell.
+Result<void> check_nothing_is_taken(AttachedVm& vm) {
+  bool in_file = false;
   for (u32 block = 0; block < vm.memory->layout().blocks.size(); ++block)
-    shared = shared || vm.memory->is_shared(block);
-  if (!shared) return {};
+    in_file = in_file || vm.memory->has_file(block);
+  if (!in_file) return {};
   VMSIEVE_ASSIGN(const bool takes, takes_memory(*vm.qmp));
   if (!takes) return {};
-  return Error(ErrorKind::kUnsupported,
-               "the guest's memory is shared, and a balloon or virtio-mem device may take it from the guest "
-               "unnoticed");
+  return Error(
+      ErrorKind::kUnsupported,
+      "the guest's memory is in a file, and a balloon or virtio-mem device may take it from the guest "
+      "unnoticed");
 }
 
 Result<WriteProtection> make_protection(AttachedVm& vm, WriteProtection::Mode mode) {
@@ -77,7 +79,7 @@ Result<WriteProtection> make_protection(AttachedVm& vm, WriteProtection::Mode mo
         ErrorKind::kUnsupported,
         "process {} has the guest's memory mapped too (vhost-user?), and its writes cannot be seen", *other);
   }
-  VMSIEVE_TRY(check_nothing_punches(vm));
+  VMSIEVE_TRY(check_nothing_is_taken(vm));
   VMSIEVE_ASSIGN(UniqueFd userfaultfd, take(vm));
   return WriteProtection::make(std::move(userfaultfd), mode);
 }

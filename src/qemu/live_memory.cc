@@ -261,6 +261,12 @@ bool LiveMemory::is_shared(u32 block) const {
                                           [](const BlockSegment& s) { return s.kind == Kind::kShared; });
 }
 
+bool LiveMemory::has_file(u32 block) const {
+  const std::vector<BlockSegment>& segments = impl_->segments[block];
+  return std::any_of(segments.begin(), segments.end(),
+                     [](const BlockSegment& s) { return s.file != nullptr; });
+}
+
 std::vector<PfnRange> LiveMemory::resident(PfnRange range) const {
   std::vector<PfnRange> pages;
   const u64 end = range.count > ~u64{0} - range.first.value ? ~u64{0} : range.end();

@@ -43,6 +43,9 @@ class LiveMemory final : public GuestMemory {
   /// Is all of a block shared memory? Then reading pages that were never touched costs nothing but time,
   /// and asking about a few pages takes as long as about all: SEEK_HOLE knows no end.
   bool is_shared(u32 block) const;
+  /// Is any of a block mapped from a file (a memfd among them), shared or copied on write? When such memory
+  /// is discarded, a userfaultfd's write protection stays behind, and nobody is told.
+  bool has_file(u32 block) const;
 
  private:
   struct Impl;

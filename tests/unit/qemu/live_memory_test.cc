@@ -311,6 +311,23 @@ TEST(LiveMemory, SharedHugePagesAreReadWithoutTakingAnyFromThePool) {
   EXPECT_THAT(resident_pages(*memory, 0, 2 * kHugePages), testing::Contains(kHugePages + 1));
 }
 
+TEST(LiveMemory, KnowsWhatIsMappedFromAFile) {
+  const auto fd = make_memfd("ram");
+  ASSERT_TRUE(fd);
+  ASSERT_EQ(::ftruncate(fd->get(), kBlockBytes), 0);
+  const Mapped anonymous{kBlockBytes, MAP_PRIVATE | MAP_ANONYMOUS};
+  const Mapped shared_anonymous{kBlockBytes, MAP_SHARED | MAP_ANONYMOUS};
+  const Mapped shared{kBlockBytes, MAP_SHARED, fd->get()};
+  const Mapped copied_on_write{kBlockBytes, MAP_PRIVATE, fd->get()};
+  const auto memory = must_open(
+      {{block_at(anonymous), block_at(shared_anonymous), block_at(shared), block_at(copied_on_write)}, {}});
+  ASSERT_NE(memory, nullptr);
+  EXPECT_FALSE(memory->has_file(0));
+  EXPECT_TRUE(memory->has_file(1));
+  EXPECT_TRUE(memory->has_file(2));
+  EXPECT_TRUE(memory->has_file(3));
+}
+
 TEST(LiveMemory, GuestAddressesFollowTheMappings) {
   const Mapped ram{kBlockBytes, MAP_PRIVATE | MAP_ANONYMOUS};
   for (u64 i = 0; i < kBlockPages; ++i) ram.fill(i, static_cast<u8>(i + 1));
