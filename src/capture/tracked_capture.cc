@@ -223,10 +223,13 @@ Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePip
 
   u64 total = 0;
   for (const PageSet& set : wanted) total += set.count() * kPageSize;
-  std::atomic<u64> done = 0;
+  std::mutex telling;  // never from two threads at once (ProgressFunction)
+  u64 done = 0;
   const auto tell = [&](u64 bytes) {
+    if (progress == nullptr) return;
+    const std::lock_guard lock(telling);
     done += bytes;
-    if (progress != nullptr) (*progress)({"copying ahead", done, total});
+    (*progress)({"copying ahead", done, total});
   };
   // Some at a time, so that the threads do not meet at each page.
   constexpr std::size_t kCopiesAtOnce = 64;
