@@ -41,6 +41,14 @@ std::byte* must_map(void* at, u64 bytes, int protection, int flags, int fd = -1)
   return static_cast<std::byte*>(mapped);
 }
 
+Result<UniqueFd> file_on_disk() {
+  char path[] = "/var/tmp/vmsieve-guest-XXXXXX";
+  UniqueFd file{::mkostemp(path, O_CLOEXEC)};
+  if (!file.valid()) return Error(ErrorKind::kIo, "no file");
+  ::unlink(path);
+  return file;
+}
+
 }  // namespace
 
 // Everything is mapped before the fork, so that both know the addresses.
@@ -61,12 +69,13 @@ WritingGuest::WritingGuest(const Options& options) : options_(options) {
       continue;
     }
     UniqueFd file;
-    if (spec.shared) {
-      auto made = make_memfd("guest");
+    if (spec.shared || spec.on_disk) {
+      auto made = spec.on_disk ? file_on_disk() : make_memfd("guest");
       if (!made || ::ftruncate(made->get(), static_cast<off_t>(spec.pages * kPageSize)) != 0) std::abort();
       file = std::move(*made);
     }
-    const int flags = MAP_FIXED | (spec.shared ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS);
+    const int flags =
+        MAP_FIXED | (spec.shared ? MAP_SHARED : MAP_PRIVATE) | (file.valid() ? 0 : MAP_ANONYMOUS);
     blocks_.push_back(must_map(reinterpret_cast<void*>(start), spec.pages * kPageSize, PROT_READ | PROT_WRITE,
                                flags, file.get()));
     if (spec.huge) ::madvise(blocks_.back(), spec.pages * kPageSize, MADV_HUGEPAGE);
@@ -101,12 +110,13 @@ RamLayout WritingGuest::layout() const {
   for (u32 i = 0; i < blocks_.size(); ++i) {
     const u64 bytes = pages(i) * kPageSize;
     layout.blocks.push_back({.name = fmt::format("block{}", i),
-                             .used_bytes = bytes,
+                             .used_bytes = bytes - options_.blocks[i].bytes_less,
                              .max_bytes = bytes,
                              .host_page_bytes = options_.blocks[i].host_page_bytes,
                              .host = HostVirtual{reinterpret_cast<u64>(blocks_[i])},
                              .guest_ram = i == 0});
-    if (bytes > 0) layout.mappings.push_back({GuestPhysical{i * kGiB}, bytes, i, 0});
+    const u64 mapped = round_down(bytes - options_.blocks[i].bytes_less, kPageSize);
+    if (mapped > 0) layout.mappings.push_back({GuestPhysical{i * kGiB}, mapped, i, 0});
   }
   return layout;
 }
@@ -202,7 +212,7 @@ void WritingGuest::write_for_ever(unsigned number) {
     if (page >= total_pages() || (page >= reserved_from && page < pages(0))) continue;
     write_page(page, generation);
     ++board_->writes[number];
-    if (generation % 8 == 0) ::usleep(100);
+    if (generation % options_.writes_at_once == 0) ::usleep(100);
   }
 }
 

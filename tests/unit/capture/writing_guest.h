@@ -21,15 +21,19 @@ class WritingGuest {
   struct BlockSpec {
     u64 pages = 0;
     bool shared = false;              ///< a memfd; else private anonymous memory
+    bool on_disk = false;             ///< a file on a disk, shared or copied on write
     bool huge = false;                ///< in transparent huge pages where the host gives them
     u64 pages_off_unit = 0;           ///< by how many pages its address is not a multiple of 2 MiB
     u64 host_page_bytes = kPageSize;  ///< told in the layout only
+    u64 bytes_less = 0;               ///< by how many the block ends before its last page does; in the layout
   };
   struct Options {
     std::vector<BlockSpec> blocks;
     unsigned writers = 2;
     /// The last pages of the first block are written on order only.
     u64 reserved_pages = 0;
+    /// Writes of each writer between two naps.
+    u64 writes_at_once = 8;
     u64 seed = 1;
   };
 
