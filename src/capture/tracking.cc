@@ -138,10 +138,8 @@ Result<std::optional<Tracking>> Tracking::find(pid_t qemu) {
     return file.error();
   }
   const pid_t holder = lock_holder(file->get());
-  if (holder == 0) {
-    (void)::unlink(path.c_str());  // left by a holder that was killed
-    return std::optional<Tracking>{};
-  }
+  // Left by a holder that was killed, or of one that is being started: then it is not for us to remove.
+  if (holder == 0) return std::optional<Tracking>{};
   VMSIEVE_ASSIGN(const std::string text, read_text_file(path, kMaxRecordBytes));
   auto record = decode_tracking_record(text);
   if (!record.ok() || record->qemu != qemu) {
@@ -222,14 +220,19 @@ Result<void> Tracking::write() {
 }
 
 Result<void> Tracking::end() {
-  if (is_held() && ::kill(holder_, SIGTERM) != 0 && errno != ESRCH)
-    return errno_error(errno, fmt::format("cannot end the process {}, which keeps the tracking", holder_));
-  const auto deadline = std::chrono::steady_clock::now() + kHolderPatience;
-  while (is_held()) {
-    if (std::chrono::steady_clock::now() > deadline)
-      return make_error(ErrorKind::kTimeout, "process {}, which keeps the tracking, does not end", holder_);
+  // The lock goes before the userfaultfd does (fs/file_table.c, fput()): only the end of the process says
+  // that another one may have the memory.
+  const UniqueFd process{static_cast<int>(::syscall(SYS_pidfd_open, holder_, 0))};
+  if (process.valid() && is_held()) {
+    if (::kill(holder_, SIGTERM) != 0 && errno != ESRCH)
+      return errno_error(errno, fmt::format("cannot end the process {}, which keeps the tracking", holder_));
+    pollfd ended{process.get(), POLLIN, 0};
+    const auto deadline = std::chrono::steady_clock::now() + kHolderPatience;
+    while (::poll(&ended, 1, static_cast<int>(kPollInterval.count())) <= 0) {
+      if (std::chrono::steady_clock::now() > deadline)
+        return make_error(ErrorKind::kTimeout, "process {}, which keeps the tracking, does not end", holder_);
+    }
     (void)::waitpid(holder_, nullptr, WNOHANG);  // it may be our child
-    std::this_thread::sleep_for(kPollInterval);
   }
   (void)::unlink(path_.c_str());
   return {};
