@@ -2,11 +2,10 @@
 #include "vmsieve/capture/live_support.h"
 
 #include <fcntl.h>
-#include <algorithm>
 
+#include "vmsieve/capture/unseen_writes.h"
 #include "vmsieve/qemu/qmp_wire.h"
 #include "vmsieve/qemu/remote_userfaultfd.h"
-#include "vmsieve/qemu/shared_mappings.h"
 
 namespace vmsieve {
 
@@ -42,44 +41,8 @@ Result<UniqueFd> take(AttachedVm& vm) {
   return by_device;
 }
 
-/// Has the machine a device that takes memory from the guest: a balloon (query-balloon fails without one), or
-/// virtio-mem?
-Result<bool> takes_memory(QmpClient& qmp) {
-  const auto balloon = qmp.execute("query-balloon");
-  if (balloon.ok()) return true;
-  if (balloon.error().kind() != ErrorKind::kRefused) return balloon.error();
-  VMSIEVE_ASSIGN(const Json devices, qmp.execute("query-memory-devices"));
-  if (!devices.is_array()) return true;
-  return std::any_of(devices.begin(), devices.end(), [](const Json& device) {
-    return !device.is_object() || device.value("type", Json()) == "virtio-mem";
-  });
-}
-
-/// A hole that is punched into a file, and a discarded page of a file that is copied on write, take the
-/// content with them and leave the protection (include/linux/mm_inline.h, pte_install_uffd_wp_if_needed()),
-/// so that a capture cannot tell.
-Result<void> check_nothing_is_taken(AttachedVm& vm) {
-  bool in_file = false;
-  for (u32 block = 0; block < vm.memory->layout().blocks.size(); ++block)
-    in_file = in_file || vm.memory->has_file(block);
-  if (!in_file) return {};
-  VMSIEVE_ASSIGN(const bool takes, takes_memory(*vm.qmp));
-  if (!takes) return {};
-  return Error(
-      ErrorKind::kUnsupported,
-      "the guest's memory is in a file, and a balloon or virtio-mem device may take it from the guest "
-      "unnoticed");
-}
-
 Result<WriteProtection> make_protection(AttachedVm& vm, WriteProtection::Mode mode) {
-  VMSIEVE_ASSIGN(const std::optional<pid_t> other,
-                 other_process_with_memory(vm.process.pid, vm.memory->layout()));
-  if (other) {
-    return make_error(
-        ErrorKind::kUnsupported,
-        "process {} has the guest's memory mapped too (vhost-user?), and its writes cannot be seen", *other);
-  }
-  VMSIEVE_TRY(check_nothing_is_taken(vm));
+  VMSIEVE_TRY(check_writes_are_seen(vm));
   VMSIEVE_ASSIGN(UniqueFd userfaultfd, take(vm));
   return WriteProtection::make(std::move(userfaultfd), mode);
 }

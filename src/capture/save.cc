@@ -250,7 +250,7 @@ Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, Memor
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
                                                       pipeline_options(save, threads, tracked.base.get())));
   auto stopped = [&]() -> Result<Stopped> {
-    VMSIEVE_TRY(copy_ahead(save, tracked, *pipeline, threads, progress));
+    VMSIEVE_TRY(copy_ahead(save, tracked, *guard, *pipeline, threads, progress));
     return capture_tracked(save, tracked, *guard, *pipeline, threads);
   }();
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up

@@ -62,6 +62,7 @@ struct TrackedReport {
   bool incremental = false;
   /// Why a save is full that was asked to be incremental, or why it had to read and compare every page.
   std::string reason;
+  double early_pause_ms = 0;  ///< of the pause, what came before the last stop: see reads_directly()
   TrackedFigures figures;
 };
 

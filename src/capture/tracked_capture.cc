@@ -19,6 +19,8 @@ namespace {
 
 /// Rounds of copying before the pause, at most.
 constexpr std::size_t kMostRounds = 6;
+/// Where the guest has to stand still for each, one will do.
+constexpr std::size_t kMostStandstills = 1;
 /// So little is left to the pause: 2 MiB take about a millisecond to copy.
 constexpr u64 kFewPages = 512;
 /// A round that leaves more than this part of the one before is the last: the guest writes too fast.
@@ -268,14 +270,17 @@ Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePip
 }
 
 Result<void> TrackedCapture::copy_ahead(std::span<const PfnRange> free, CapturePipeline& pipeline,
-                                        unsigned threads, const ProgressFunction& progress) {
+                                        unsigned threads, const ProgressFunction& progress,
+                                        const StandingStill& standing_still) {
   const Stopwatch watch;
   set_free(free);
   // Half of the buffers stay free for what the pipeline is busy with, and for the pause.
   const u64 most_kept = pipeline.pool_buffers() / 2;
   u64 before = std::numeric_limits<u64>::max();
-  for (std::size_t round = 0; round < kMostRounds; ++round) {
-    VMSIEVE_TRY(take_written(threads));
+  const auto take = [&] { return take_written(threads); };
+  const std::size_t most_rounds = standing_still ? kMostStandstills : kMostRounds;
+  for (std::size_t round = 0; round < most_rounds; ++round) {
+    VMSIEVE_TRY(standing_still ? standing_still(take) : take());
     const std::vector<PageSet> pages = wanted();
     const u64 count = count_all(pages);
     if (count <= kFewPages || count > before / kProgressDenominator * kProgressNumerator) break;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -54,10 +55,14 @@ class TrackedCapture {
   static Result<std::unique_ptr<TrackedCapture>> begin(const LiveMemory& memory, pid_t pid,
                                                        const WriteProtection& protection);
 
+  /// Calls what it is given while the guest stands still.
+  using StandingStill = std::function<Result<void>(const std::function<Result<void>()>&)>;
   /// Copies while the guest runs, until little is left. `free`: pages not worth copying, if they stay free.
-  /// Consumes what was noted: without a commit behind it, nothing is known of later writes.
+  /// Consumes what was noted: without a commit behind it, nothing is known of later writes. `standing_still`,
+  /// if there is one, is used for asking what was written: for a guest into whose memory devices are read
+  /// directly, see reads_directly().
   Result<void> copy_ahead(std::span<const PfnRange> free, CapturePipeline& pipeline, unsigned threads,
-                          const ProgressFunction& progress);
+                          const ProgressFunction& progress, const StandingStill& standing_still = {});
 
   /// Was nothing written to this guest-physical memory since copy_ahead() returned?
   bool is_unwritten(GuestPhysical address, u64 bytes) const;

@@ -5,6 +5,7 @@
 
 #include "vmsieve/base/clock.h"
 #include "vmsieve/capture/live_support.h"
+#include "vmsieve/capture/unseen_writes.h"
 
 namespace vmsieve {
 
@@ -44,7 +45,7 @@ Result<TrackedSave> begin_tracking(Save& save) {
                               .why_none = kUnfinished,
                               .blocks = tracked_blocks(save.layout())};
   VMSIEVE_ASSIGN(Tracking tracking, Tracking::start(std::move(protection), record));
-  return TrackedSave{std::move(tracking), std::nullopt, nullptr, std::move(capture)};
+  return TrackedSave{std::move(tracking), std::nullopt, nullptr, std::move(capture), false};
 }
 
 }  // namespace
@@ -69,6 +70,14 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
     VMSIEVE_TRY(tracking->end());
     tracking.reset();
   }
+  if (tracking) {
+    // Devices may have been plugged since.
+    if (const auto seen = check_writes_are_seen(save.vm); !seen.ok()) {
+      if (seen.error().kind() != ErrorKind::kUnsupported) return seen.error();
+      VMSIEVE_TRY(tracking->end());
+      tracking.reset();
+    }
+  }
   if (!tracking && !incremental) return none;
 
   std::optional<TrackedSave> tracked;
@@ -82,13 +91,16 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
       }
     }
     VMSIEVE_ASSIGN(auto capture, TrackedCapture::make(*save.vm.memory, pid, base.get()));
-    tracked = TrackedSave{std::move(*tracking), std::nullopt, std::move(base), std::move(capture)};
+    tracked = TrackedSave{std::move(*tracking), std::nullopt, std::move(base), std::move(capture), false};
   } else if (auto begun = begin_tracking(save); begun.ok()) {
     tracked = std::move(*begun);
   } else if (begun.error().kind() == ErrorKind::kVanished) {
     return begun.error();
   } else {
     why = "its writes cannot be tracked: " + begun.error().message();
+  }
+  if (tracked) {
+    VMSIEVE_ASSIGN(tracked->direct, reads_directly(*save.vm.qmp));
   }
   save.tracked.tracked = tracked.has_value();
   if (incremental && !(tracked && tracked->base)) save.tracked.reason = why;
@@ -99,14 +111,27 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
 Result<TrackedSave> begin_noting(Save& save) {
   VMSIEVE_ASSIGN(WriteProtection protection, make_noting_protection(save.vm));
   VMSIEVE_ASSIGN(auto capture, TrackedCapture::begin(*save.vm.memory, save.vm.process.pid, protection));
-  return TrackedSave{std::nullopt, std::move(protection), nullptr, std::move(capture)};
+  VMSIEVE_ASSIGN(const bool direct, reads_directly(*save.vm.qmp));
+  return TrackedSave{std::nullopt, std::move(protection), nullptr, std::move(capture), direct};
 }
 
-Result<void> copy_ahead(Save& save, TrackedSave& tracked, CapturePipeline& pipeline, unsigned threads,
-                        const ProgressFunction& progress) {
+Result<void> copy_ahead(Save& save, TrackedSave& tracked, PauseGuard& guard, CapturePipeline& pipeline,
+                        unsigned threads, const ProgressFunction& progress) {
   VMSIEVE_ASSIGN(const FreePages estimate, rehearse(save, threads));
   if (tracked.tracking) VMSIEVE_TRY(tracked.tracking->forget_checkpoint(kUnfinished));
-  VMSIEVE_TRY(tracked.capture->copy_ahead(estimate.runs, pipeline, threads, progress));
+  // A read of a disk that is under way when a page is taken would write to it unnoticed.
+  TrackedCapture::StandingStill standing_still;
+  if (tracked.direct) {
+    standing_still = [&](const std::function<Result<void>()>& work) -> Result<void> {
+      const Stopwatch pause;
+      VMSIEVE_TRY(guard.stop());
+      VMSIEVE_TRY(work());
+      VMSIEVE_TRY(guard.resume());
+      save.tracked.early_pause_ms += pause.ms();
+      return {};
+    };
+  }
+  VMSIEVE_TRY(tracked.capture->copy_ahead(estimate.runs, pipeline, threads, progress, standing_still));
   save.earlier = {};
   VMSIEVE_TRY(rehearse(save, threads));
   save.earlier.unwritten = [capture = tracked.capture.get()](const PhysicalExtent& extent) {
@@ -131,7 +156,7 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
   VMSIEVE_TRY(guard.resume());
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
-  save.manifest.pause_ms = pause.ms();
+  save.manifest.pause_ms = save.tracked.early_pause_ms + pause.ms();
   save.live.sections_reused = save.earlier.reused;
 
   VMSIEVE_TRY(check_same_memory(save));

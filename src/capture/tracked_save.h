@@ -18,6 +18,7 @@ struct TrackedSave {
   std::optional<WriteProtection> protection;  ///< then, by this
   std::unique_ptr<CheckpointReader> base;     ///< of an incremental save
   std::unique_ptr<TrackedCapture> capture;
+  bool direct = false;  ///< reads_directly()
 };
 
 /// Is a checkpoint of memory in the same blocks?
@@ -33,9 +34,9 @@ Result<std::optional<TrackedSave>> begin_tracked(Save& save, const Store& store)
 Result<TrackedSave> begin_noting(Save& save);
 
 /// Copies ahead, and makes the rehearsal that the pause builds on. From here on the VM's record names no
-/// checkpoint, until finish_tracked().
-Result<void> copy_ahead(Save& save, TrackedSave& tracked, CapturePipeline& pipeline, unsigned threads,
-                        const ProgressFunction& progress);
+/// checkpoint, until finish_tracked(). The guest may be stopped when it fails, and only then.
+Result<void> copy_ahead(Save& save, TrackedSave& tracked, PauseGuard& guard, CapturePipeline& pipeline,
+                        unsigned threads, const ProgressFunction& progress);
 
 /// The pause, and the handing over of what was copied. The guest may still be stopped when it fails.
 Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& guard,

@@ -60,6 +60,7 @@ Json save_json(const SaveReport& saved, const Store& store) {
                         {"prepare_ms", saved.live.prepare_ms},
                         {"ahead_ms", figures.before_ms},
                         {"rounds", figures.rounds},
+                        {"early_pause_ms", tracked.early_pause_ms},
                         {"scan_ms", figures.scan_ms},
                         {"copied_bytes", figures.copied_pages * kPageSize},
                         {"copied_in_pause_bytes", figures.frozen_pages * kPageSize},

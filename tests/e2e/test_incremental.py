@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Incremental saves: only what was written is read, and the chain holds what a full save would."""
 
+import array
 import filecmp
 import json
 import os
@@ -250,6 +251,33 @@ def test_memory_that_a_balloon_takes_and_gives_back(vmsieve, tmp_path):
         step = vmsieve.save(guest.qmp_path, "--incremental")
         monitor(guest, "stop")
         judge(vmsieve, tmp_path, step["checkpoint"], "copy")
+
+
+@pytest.mark.parametrize("way", ["--incremental", "--live"])
+def test_a_disk_that_is_read_directly(vmsieve, tmp_path, way):
+    """The kernel writes what it reads straight to guest memory, unseen: hazard finds what came too late."""
+    moments = random_moments()
+    disk = tmp_path / "disk"
+    disk.write_bytes(array.array("Q", range(0, 64 << 20, 8)).tobytes())
+    try:
+        os.close(os.open(disk, os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        pytest.skip("this file system cannot be read directly")
+    drive = ["-drive", f"file={disk},if=none,id=d,format=raw,readonly=on,cache=none,aio=threads",
+             "-device", "virtio-blk-pci,drive=d"]
+    with Guest(mem_mib=768, smp=1, drivers=True, selfcheck={"churn_mib": 64}, extra=drive,
+               hook="/bin/hazard disk &") as guest:
+        guest.wait_ready()
+        guest.serial.wait_for("hazard: reading", 120, guest.check_alive)
+        saves = []
+        for _ in range(100 if LONG else 6):
+            saves.append(vmsieve.save(guest.qmp_path, way, "--compress", "lz4"))
+            time.sleep(moments.uniform(0, 0.3))
+        assert way == "--live" or all(saved["tracking"]["early_pause_ms"] > 0 for saved in saves)
+        guest.wait_rounds(1)
+        monitor(guest, "stop")
+        for place, saved in enumerate(saves):
+            judge(vmsieve, tmp_path, saved["checkpoint"], f"copy{place}", rounds=2)
 
 
 def test_where_nothing_can_be_noted_pages_are_compared(vmsieve, tmp_path):

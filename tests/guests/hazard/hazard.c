@@ -13,6 +13,10 @@
 //   hazard speed MIB RATE           computes, and writes to pages all over so much memory, RATE MiB of them a
 //                                   second where nothing slows it down (0: nothing but writing); tells each
 //                                   second how many pages that were
+//   hazard disk                     reads /dev/vda directly into many places of memory, all the time, and
+//   finds in
+//                                   each what was last read there; the disk holds at each 8 bytes their
+//                                   offset
 //   hazard compile                  short processes that use memory and files; tells each second how many
 #define _GNU_SOURCE
 #include <elf.h>
@@ -186,6 +190,38 @@ static void work_for_ever(long mib, long rate) {
   }
 }
 
+// Nothing but the disk writes to the places, and nothing but this program reads them. Many at a time, so that
+// each read is under way for long.
+static void read_disk_for_ever(void) {
+  enum { READERS = 24, PLACES = 4, BYTES = 1 << 20, WORDS = BYTES / 8 };
+  for (int reader = 1; reader < READERS && fork() > 0; reader++) {
+  }
+  int disk = open("/dev/vda", O_RDONLY | O_DIRECT);
+  off_t size = disk < 0 ? -1 : lseek(disk, 0, SEEK_END);
+  if (size < BYTES) die("disk");
+  char* memory = map_memory(PLACES);
+  off_t read_from[PLACES];
+  uint64_t dice = (uint64_t)getpid();
+  for (unsigned long turn = 0;; turn++) {
+    unsigned place = turn % PLACES;
+    dice = dice * 6364136223846793005u + 1442695040888963407u;
+    read_from[place] = (off_t)((dice >> 33) % (unsigned long)(size / BYTES)) * BYTES;
+    if (pread(disk, memory + (size_t)place * BYTES, BYTES, read_from[place]) != BYTES) die("read");
+    if (turn < PLACES) continue;
+    if (turn == PLACES) printf("hazard: reading\n");
+    // Two words of each page of each place: all of them would take too long.
+    for (unsigned i = 0; i < PLACES; i++) {
+      const uint64_t* words = (const uint64_t*)(memory + (size_t)i * BYTES);
+      for (unsigned word = turn % 256; word < WORDS; word += 256) {
+        uint64_t expected = (uint64_t)read_from[i] + word * 8;
+        if (words[word] == expected) continue;
+        printf("selfcheck: FAIL disk: place %u word %u holds %lx, not %lx\n", i, word, words[word], expected);
+        exit(1);
+      }
+    }
+  }
+}
+
 static void compile_for_ever(void) {
   enum { BYTES = 2 << 20, OUTPUT = 64 << 10 };
   for (unsigned long done = 0;; done++) {
@@ -222,6 +258,7 @@ int main(int count, char** arguments) {
   if (!strcmp(what, "counter") && count == 3) count_for_ever(atol(arguments[2]));
   if (!strcmp(what, "dirty") && count == 4) dirty_for_ever(atol(arguments[2]), atol(arguments[3]));
   if (!strcmp(what, "speed") && count == 4) work_for_ever(atol(arguments[2]), atol(arguments[3]));
+  if (!strcmp(what, "disk")) read_disk_for_ever();
   if (!strcmp(what, "compile")) compile_for_ever();
   if (!strcmp(what, "spin"))
     for (;;) __asm__ volatile("");

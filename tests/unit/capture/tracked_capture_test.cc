@@ -87,6 +87,7 @@ TEST_P(Tracked, EveryCheckpointOfAChainIsOfItsInstant) {
     Plan plan{.early_free = some_free_pages(), .free = some_free_pages(), .threads = 1 + i % 3U};
     // What was free is in use now and then, though nobody has written to it.
     if (i % 3 == 2) plan.free.clear();
+    plan.compared = i % 2 == 1;
     if (i % 4 == 3) {
       plan.buffer_bytes = kPageSize;
       plan.chunk_pages = 7;

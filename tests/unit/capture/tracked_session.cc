@@ -95,7 +95,7 @@ Result<void> TrackedSession::begin(const Plan& plan) {
   plan_ = plan;
   if (plan.full) base.reset();
   if (!std::exchange(first_, false)) {
-    VMSIEVE_ASSIGN(capture, TrackedCapture::make(*memory, guest.pid(), base ? &base->index() : nullptr));
+    VMSIEVE_ASSIGN(capture, TrackedCapture::make(*memory, guest.pid(), base.get()));
   }
   VMSIEVE_ASSIGN(checkpoint_, store->begin());
   VMSIEVE_ASSIGN(auto object, checkpoint_->create("memory"));
@@ -106,7 +106,10 @@ Result<void> TrackedSession::begin(const Plan& plan) {
                                                   {.compression = {.codec = Codec::kLz4, .level = 1},
                                                    .threads = plan.threads,
                                                    .buffer_bytes = plan.buffer_bytes,
-                                                   .chunk_pages = plan.chunk_pages}));
+                                                   .chunk_pages = plan.chunk_pages,
+                                                   .base = plan.compared ? base.get() : nullptr,
+                                                   .compared_blocks = std::vector<bool>(
+                                                       memory->layout().blocks.size(), plan.compared)}));
   return {};
 }
 
@@ -146,7 +149,7 @@ void TrackedSession::commit() {
   auto outcome = pipeline_->finish();
   ASSERT_TRUE(outcome) << outcome.error().message();
   counts = {};
-  auto blocks = capture->index(*outcome, *writer_, base ? base->manifest().id : "", 0, counts);
+  auto blocks = capture->index(*outcome, *writer_, 0, counts);
   ASSERT_TRUE(blocks) << blocks.error().message();
   const auto memory_record = writer_->finish(std::move(*blocks));
   ASSERT_TRUE(memory_record) << memory_record.error().message();

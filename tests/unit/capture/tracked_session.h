@@ -29,6 +29,7 @@ class TrackedSession {
     std::vector<PfnRange> early_free;  ///< what is taken for free while the guest runs
     std::vector<PfnRange> free;        ///< what is free at the instant
     bool full = false;                 ///< builds on nothing
+    bool compared = false;             ///< with the last checkpoint: what is the same is not stored again
     unsigned threads = 2;
     u64 buffer_bytes = 8 * kMiB;
     u64 chunk_pages = 64;
@@ -54,7 +55,9 @@ class TrackedSession {
     return capture->copy_ahead(plan_.early_free, *pipeline_, plan_.threads, plan_.progress);
   }
   void stop();  ///< and remembers what is there
-  Result<void> freeze() { return capture->freeze(plan_.free, *pipeline_, plan_.threads); }
+  Result<void> freeze() {
+    return capture->freeze(plan_.free, *pipeline_, plan_.threads, std::chrono::seconds(30));
+  }
   Result<void> submit() { return capture->submit(*pipeline_); }
   Result<CapturePipeline::Outcome> finish() { return pipeline_->finish(); }
   void commit();  ///< finish() and all that follows
