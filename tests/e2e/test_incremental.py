@@ -253,7 +253,7 @@ def test_memory_that_a_balloon_takes_and_gives_back(vmsieve, tmp_path):
         judge(vmsieve, tmp_path, step["checkpoint"], "copy")
 
 
-@pytest.mark.parametrize("way", ["--incremental", "--live"])
+@pytest.mark.parametrize("way", ["--incremental", pytest.param("--live", marks=pytest.mark.matrix)])
 def test_a_disk_that_is_read_directly(vmsieve, tmp_path, way):
     """The kernel writes what it reads straight to guest memory, unseen: hazard finds what came too late."""
     moments = random_moments()

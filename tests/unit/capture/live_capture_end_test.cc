@@ -246,12 +246,24 @@ TEST(LiveCapture, WhenItsProcessIsKilledTheGuestGoesOn) {
 }
 
 TEST(LiveCapture, AWriteThatWaitsTooLongEndsTheCapture) {
-  Session session({.blocks = kKinds[0].blocks}, {.longest_wait = 100ms, .beat = {}});
+  Session session({.blocks = {{.pages = kMainPages}}, .writers = 1, .reserved_pages = kReserved},
+                  {.longest_wait = 100ms, .beat = {}});
+  const u64 reserved = session.guest.reserved();
+  ASSERT_TRUE(session.guest.does(Order::kWrite, reserved, kReserved));
   START_OR_RETURN(session);
   session.instant();
-  Store store(2, Store::tiny(), 300ms);
+  Store store(1, Store::tiny(), 300ms);
   const PagePlan plan = session.plan();
+  // The guest's own writes may all come before the copying: on a machine that is busy with other things.
+  std::thread write;
+  store.object.on_append = [&] {
+    if (!write.joinable())
+      write = std::thread([&] { EXPECT_TRUE(session.guest.does(Order::kWrite, reserved, 1)); });
+  };
   const auto copied = session.copy(plan, store);
+  store.pipeline.reset();
+  ASSERT_TRUE(write.joinable());
+  write.join();
   ASSERT_FALSE(copied);
   EXPECT_EQ(copied.error().kind(), ErrorKind::kTimeout) << copied.error().message();
   EXPECT_TRUE(session.guest.goes_on());

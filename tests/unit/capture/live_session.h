@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <random>
 #include <thread>
@@ -28,6 +29,7 @@ class MemoryObject final : public ObjectWriter {
   explicit MemoryObject(std::chrono::microseconds slowness = 0us, u64 fail_after = ~u64{0})
       : slowness_(slowness), fail_after_(fail_after) {}
   Result<void> append(std::span<const std::byte> more) override {
+    if (on_append) on_append();
     if (slowness_ > 0us) std::this_thread::sleep_for(slowness_);
     if (bytes.size() + more.size() > fail_after_)
       return Error(ErrorKind::kIo, "cannot write: No space left on device");
@@ -38,6 +40,7 @@ class MemoryObject final : public ObjectWriter {
   Result<void> finish() override { return {}; }
 
   std::vector<std::byte> bytes;
+  std::function<void()> on_append;
 
  private:
   const std::chrono::microseconds slowness_;
