@@ -93,9 +93,10 @@ fi
 if wanted tidy; then
   step "clang-tidy"
   # The path-sensitive checks take twice as long as all others together.
-  tidy=(clang-tidy-14 -p build/check --quiet)
+  cmake --preset tidy >/dev/null
+  tidy=(clang-tidy-14 -p build/tidy --quiet)
   ((long)) || tidy+=(--checks='-clang-analyzer-*')
-  git ls-files 'src/*.cc' | grep -v '^src/cli/' | xargs -P "$jobs" -n 2 "${tidy[@]}" 2>/dev/null
+  git ls-files 'src/*.cc' | grep -v '^src/cli/' | xargs -P "$jobs" -n 1 "${tidy[@]}" 2>/dev/null
 fi
 
 if wanted install; then

@@ -50,10 +50,10 @@ struct IntrospectionRecord {
   std::string kernel;  ///< release, empty when none was found
   std::string reason;  ///< why not used, or which zones were saved in full; empty when all went well
   double classify_ms = 0;
-  FreeKindCounts free_pages;
+  FreeKindCounts free_pages = {};
   /// What the kernel says of its structures (VMCOREINFO) and where it was found, so that the memory of the
   /// checkpoint can be looked into without a search; empty when there was no kernel.
-  std::string vmcoreinfo;
+  std::string vmcoreinfo = {};
   u64 vmcoreinfo_address = 0;
 };
 
