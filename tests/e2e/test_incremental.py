@@ -84,6 +84,7 @@ def test_a_chain_of_a_busy_guest(vmsieve, tmp_path, memory):
             print(f'pause {saved["pause_ms"]:.1f} ms, {saved["pause"]}, {saved["tracking"]}')
             assert saved["mode"] == "live" and saved["introspection"]["used"]
             assert saved["tracking"]["incremental"] == (turn > 0)
+            assert saved["tracking"]["early_pause_ms"] == 0  # no disk is read directly
             assert saved["parent"] == (chain[-1]["checkpoint"] if chain else "")
             chain.append(saved)
             time.sleep(moments.uniform(0, 0.5))
