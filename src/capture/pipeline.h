@@ -74,7 +74,7 @@ class CapturePipeline {
     /// Pages that hold what this checkpoint has of them are not stored again.
     /// Must outlive the pipeline. Only of blocks whose number is in `compared_blocks`.
     const CheckpointReader* base = nullptr;
-    std::vector<bool> compared_blocks;
+    std::vector<bool> compared_blocks = {};
   };
 
   /// What became of the pages that were submitted.

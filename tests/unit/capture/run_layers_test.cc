@@ -155,7 +155,9 @@ Runs some_runs(std::mt19937_64& random, u64 pages, u64 longest) {
 void expect_ascending(const Runs& runs) {
   for (std::size_t i = 0; i < runs.size(); ++i) {
     ASSERT_GT(runs[i].pages, 0U);
-    if (i > 0) ASSERT_GE(runs[i].first_page, runs[i - 1].first_page + runs[i - 1].pages) << "run " << i;
+    if (i > 0) {
+      ASSERT_GE(runs[i].first_page, runs[i - 1].first_page + runs[i - 1].pages) << "run " << i;
+    }
   }
 }
 

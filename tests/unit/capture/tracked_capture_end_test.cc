@@ -118,7 +118,9 @@ TEST(TrackedCapture, TellsOfItsProgressFromOneThreadAtATime) {
   plan.progress = [&](const Progress& now) {
     EXPECT_EQ(++inside, 1);
     EXPECT_LE(now.done_bytes, now.total_bytes);
-    if (now.total_bytes == end) EXPECT_GE(now.done_bytes, last);  // another round begins anew
+    if (now.total_bytes == end) {
+      EXPECT_GE(now.done_bytes, last);  // another round begins anew
+    }
     std::this_thread::sleep_for(1us);
     last = now.done_bytes;
     end = now.total_bytes;

@@ -95,7 +95,9 @@ TEST_P(Tracked, EveryCheckpointOfAChainIsOfItsInstant) {
     const u64 first = session.guest.reserved() + below(300);
     plan.before_the_stop = [&, first] {
       EXPECT_TRUE(session.guest.does(Order::kWrite, first, 1 + below(100)));
-      if (GetParam().discards) EXPECT_TRUE(session.guest.does(Order::kDiscard, first + 10, 1 + below(100)));
+      if (GetParam().discards) {
+        EXPECT_TRUE(session.guest.does(Order::kDiscard, first + 10, 1 + below(100)));
+      }
     };
     session.save(plan);
     if (HasFailure()) return;

@@ -26,10 +26,10 @@ class TrackedSession {
  public:
   /// How one checkpoint is taken.
   struct Plan {
-    std::vector<PfnRange> early_free;  ///< what is taken for free while the guest runs
-    std::vector<PfnRange> free;        ///< what is free at the instant
-    bool full = false;                 ///< builds on nothing
-    bool compared = false;             ///< with the last checkpoint: what is the same is not stored again
+    std::vector<PfnRange> early_free = {};  ///< what is taken for free while the guest runs
+    std::vector<PfnRange> free = {};        ///< what is free at the instant
+    bool full = false;                      ///< builds on nothing
+    bool compared = false;  ///< with the last checkpoint: what is the same is not stored again
     unsigned threads = 2;
     u64 buffer_bytes = 8 * kMiB;
     u64 chunk_pages = 64;

@@ -49,7 +49,9 @@ class Holder : public testing::Test {
  protected:
   Holder() : guest_({.blocks = {{.pages = kPages}}, .writers = 1, .reserved_pages = kPages / 2}) {}
   ~Holder() override {
-    if (tracking_ && tracking_->is_held()) EXPECT_TRUE(tracking_->end());
+    if (tracking_ && tracking_->is_held()) {
+      EXPECT_TRUE(tracking_->end());
+    }
     guest_.kill();
     EXPECT_FALSE(fs::exists(path_of(qemu_)));
   }

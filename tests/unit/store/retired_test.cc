@@ -163,7 +163,9 @@ class RemovingStore : public Store {
   Result<Listing> list() const override { return store_.list(); }
   Result<Manifest> manifest(const std::string& id) const override { return store_.manifest(id); }
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override {
-    if (store_.manifest(id_).ok()) EXPECT_TRUE(store_.remove(id_).ok() && store_.sweep().ok());
+    if (store_.manifest(id_).ok()) {
+      EXPECT_TRUE(store_.remove(id_).ok() && store_.sweep().ok());
+    }
     return store_.open(id, object);
   }
   Result<Removal> remove(const std::string& id) override { return store_.remove(id); }
