@@ -49,8 +49,8 @@ class Pagemap {
       u64 start, u64 end, Population population = Population::kPresentOrSwapped) const;
 
   /// What asynchronous write protection (DirtyTracking) has noted in [start, end): pages that are not
-  /// write-protected, ascending; what was discarded (madvise(2)) among them, but only anonymous memory: what is
-  /// discarded of a file, or punched into it as a hole, stays protected. `take` protects them again, each
+  /// write-protected, ascending; what was discarded (madvise(2)) among them, but only anonymous memory: what
+  /// is discarded of a file, or punched into it as a hole, stays protected. `take` protects them again, each
   /// in the same instant in which it is looked at. kUnsupported when a part of the range is not tracked, or
   /// the kernel has no PAGEMAP_SCAN; what is not mapped is not told of.
   enum class Take { kNo, kYes };

@@ -109,7 +109,7 @@ Result<std::string> folder_for_sockets() {
 /// Removes what QEMUs left in the folder that have ended: their sockets, and logs of more than a day. QEMU
 /// holds the lock on its log as long as it lives.
 void sweep(const std::string& folder) {
-  constexpr std::time_t kLogSeconds = 24 * 3600;
+  constexpr std::time_t kLogSeconds = 86400;
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator{folder, ignored}) {
     const std::string log_path = entry.path().string();
