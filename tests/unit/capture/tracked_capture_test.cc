@@ -56,7 +56,7 @@ class Tracked : public testing::TestWithParam<TrackedKind> {
 
   WritingGuest::Options guest() {
     return {
-        .blocks = GetParam().blocks, .writers = 3, .reserved_pages = kReserved, .seed = random_() % 100000};
+        .blocks = GetParam().blocks, .writers = 2, .reserved_pages = kReserved, .seed = random_() % 100000};
   }
   u64 below(u64 limit) { return std::uniform_int_distribution<u64>(0, limit - 1)(random_); }
   /// Page frames of the first block, its last ones among them.
@@ -82,7 +82,7 @@ INSTANTIATE_TEST_SUITE_P(Memory, Tracked, testing::ValuesIn(kKinds),
 TEST_P(Tracked, EveryCheckpointOfAChainIsOfItsInstant) {
   TrackedSession session(guest());
   TRACK_OR_RETURN(session);
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < 10; ++i) {
     SCOPED_TRACE(fmt::format("checkpoint {}", i));
     Plan plan{.early_free = some_free_pages(), .free = some_free_pages(), .threads = 1 + i % 3U};
     // What was free is in use now and then, though nobody has written to it.
@@ -127,7 +127,7 @@ TEST_P(TrackedBuffers, ACheckpointThatBuildsOnNothingIsOfItsInstant) {
 TEST_P(TrackedBuffers, ATinyBufferIsEnough) {
   TrackedSession session(guest());
   TRACK_OR_RETURN(session);
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < 3; ++i) {
     SCOPED_TRACE(fmt::format("checkpoint {}", i));
     session.save({.early_free = some_free_pages(),
                   .free = some_free_pages(),
@@ -144,7 +144,7 @@ TEST_P(TrackedBuffers, WritesThatAreFasterThanTheCopyEndUpInThePause) {
   fast.writes_at_once = 1000;
   TrackedSession session(fast);
   TRACK_OR_RETURN(session);
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 2; ++i) {
     SCOPED_TRACE(fmt::format("checkpoint {}", i));
     session.save(
         {.free = some_free_pages(), .buffer_bytes = 16 * kPageSize, .chunk_pages = 4, .slowness = 30us});
@@ -193,7 +193,7 @@ class TrackedPages : public Tracked {
   }
 };
 
-INSTANTIATE_TEST_SUITE_P(Memory, TrackedPages, testing::Values(kKinds[0], kKinds[1], kKinds[4]),
+INSTANTIATE_TEST_SUITE_P(Memory, TrackedPages, testing::Values(kKinds[0], kKinds[4]),
                          [](const auto& instance) { return std::string(instance.param.label); });
 
 TEST_P(TrackedPages, OnlyWhatWasWrittenIsCopied) {

@@ -202,9 +202,11 @@ bool NotedMemory::obey(Act act, std::byte* at, u64 offset, u64 bytes) {
       return ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
              MAP_FAILED;
     case Act::kFork: {
+      const pid_t parent = ::getpid();
       const pid_t child = ::fork();
       if (child != 0) return child > 0;
       ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      if (::getppid() != parent) ::_exit(0);  // it was gone before
       for (;;) ::pause();
     }
   }

@@ -26,11 +26,11 @@ enum class MemoryKind {
 };
 std::string to_string(MemoryKind kind);
 
-/// 8 MiB of memory at a multiple of 2 MiB, mapped here and, as a child inherits them, in another process,
+/// 12 MiB of memory at a multiple of 2 MiB, mapped here and, as a child inherits them, in another process,
 /// which does to them what it is told.
 class NotedMemory {
  public:
-  static constexpr u64 kPages = 2048;
+  static constexpr u64 kPages = 3072;
   static constexpr u64 kHugePages = 512;  ///< of which a huge page is made
   static constexpr u64 kBytes = kPages * kPageSize;
 

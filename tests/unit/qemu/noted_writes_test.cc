@@ -37,9 +37,11 @@ class NotedWrites : public testing::TestWithParam<MemoryKind> {
   /// As they are told of: whole huge pages of a hugetlb file.
   static Pages told(const Pages& pages) {
     if (GetParam() != MemoryKind::kHugeTable) return pages;
+    Pages huge;
+    for (const u64 page : pages) huge.insert(page / kHuge);
     Pages whole;
-    for (const u64 page : pages) {
-      for (u64 i = 0; i < kHuge; ++i) whole.insert(round_down(page, kHuge) + i);
+    for (const u64 one : huge) {
+      for (u64 i = 0; i < kHuge; ++i) whole.insert(whole.end(), one * kHuge + i);
     }
     return whole;
   }
