@@ -100,7 +100,13 @@ Result<void> check_writes_are_seen(AttachedVm& vm) {
 
 Result<bool> reads_directly(QmpClient& qmp) {
   VMSIEVE_ASSIGN(const std::vector<std::string> types, device_types(qmp));
-  const auto in_kernel = [](const std::string& type) { return type.find("vhost-scsi") != std::string::npos; };
+  // The kernel's own SCSI target, and disks whose commands go straight to the host's device (SG_IO), whatever
+  // their cache mode.
+  constexpr auto kInKernel = std::to_array<std::string_view>({"vhost-scsi", "scsi-block", "scsi-generic"});
+  const auto in_kernel = [&](const std::string& type) {
+    return std::ranges::any_of(kInKernel,
+                               [&](std::string_view name) { return type.find(name) != std::string::npos; });
+  };
   if (std::ranges::any_of(types, in_kernel)) return true;
   VMSIEVE_ASSIGN(const Json nodes, block_nodes(qmp));
   return std::ranges::any_of(nodes, [](const Json& node) {
