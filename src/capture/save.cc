@@ -338,7 +338,11 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   m.ancestors = writer.ancestors();
   m.total_ms = total.ms();
   VMSIEVE_TRY(checkpoint->commit(m));
-  if (tracked) VMSIEVE_TRY(finish_tracked(*tracked, store, m.id));
+  if (tracked) {
+    // The checkpoint is there all the same.
+    if (const auto finished = finish_tracked(*tracked, store, m.id); !finished.ok())
+      save.warnings.push_back("the next save will be a full one: " + finished.error().message());
+  }
   m.total_ms = total.ms();  // for the caller: with the commit itself
   progress({"done", m.stored_bytes, m.stored_bytes});
   return SaveReport{std::move(save.manifest), save.pause, std::move(save.live), std::move(save.tracked),
