@@ -15,7 +15,10 @@ int log(const Common& common) {
   const auto listing = (*store)->list();
   if (!listing) return report(listing.error(), common);
   if (common.json) {
-    Json json = {{"store", (*store)->name()}, {"checkpoints", Json::array()}, {"damaged", Json::array()}};
+    Json json = {{"store", (*store)->name()},
+                 {"checkpoints", Json::array()},
+                 {"damaged", Json::array()},
+                 {"retired", {{"count", listing->retired}, {"bytes", listing->retired_bytes}}}};
     for (const Manifest& manifest : listing->checkpoints)
       json["checkpoints"].push_back(manifest_json(manifest));
     for (const DamagedCheckpoint& damaged : listing->damaged) {
@@ -24,12 +27,17 @@ int log(const Common& common) {
     print_json(json);
   } else {
     std::vector<std::vector<std::string>> rows = {
-        {"CHECKPOINT", "VM", "CREATED", "MODE", "PAUSE", "STORED", "RAM", "KERNEL"}};
+        {"CHECKPOINT", "VM", "CREATED", "MODE", "BUILDS ON", "PAUSE", "STORED", "RAM", "KERNEL"}};
     for (const Manifest& m : listing->checkpoints) {
-      rows.push_back({m.id, m.vm_name, m.created, m.mode, human_ms(m.pause_ms), human_bytes(m.stored_bytes),
-                      human_bytes(m.guest_bytes), m.introspection.used ? m.introspection.kernel : "-"});
+      rows.push_back({m.id, m.vm_name, m.created, m.mode, m.parent.empty() ? "-" : m.parent,
+                      human_ms(m.pause_ms), human_bytes(m.stored_bytes), human_bytes(m.guest_bytes),
+                      m.introspection.used ? m.introspection.kernel : "-"});
     }
-    std::fputs(table(rows, {4, 5, 6}).c_str(), stdout);
+    std::fputs(table(rows, {5, 6, 7}).c_str(), stdout);
+    if (listing->retired > 0) {
+      fmt::print("and what these need of {} removed ones, {} on the disk\n", listing->retired,
+                 human_bytes(listing->retired_bytes));
+    }
     for (const DamagedCheckpoint& damaged : listing->damaged) {
       warn(fmt::format("checkpoint {} cannot be used: {}", damaged.id, damaged.error.message()), common);
     }

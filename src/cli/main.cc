@@ -8,6 +8,19 @@
 #include "cli.h"
 #include "vmsieve_version.h"
 
+namespace {
+
+/// Asked for JSON or not is not known when the command line cannot be understood; so look for the word.
+int usage(const std::string& message, int argc, char** argv) {
+  using namespace vmsieve;
+  cli::Common common;
+  common.json =
+      std::any_of(argv, argv + argc, [](const char* word) { return std::string_view(word) == "--json"; });
+  return cli::report(Error(ErrorKind::kUsage, message), common);
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using namespace vmsieve::cli;
   // A reader of our output that goes away must not kill us in the middle of a pause.
@@ -34,15 +47,13 @@ int main(int argc, char** argv) {
   const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
   const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };
   if (argc > 1 && argv[1][0] != '-' && std::ranges::none_of(commands, is_named)) {
-    std::fprintf(stderr, "vmsieve: there is no command %s (vmsieve --help lists them)\n", argv[1]);
-    return kExitUsage;
+    return usage(fmt::format("there is no command {} (vmsieve --help lists them)", argv[1]), argc, argv);
   }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    std::fprintf(stderr, "vmsieve: %s (vmsieve --help tells more)\n", error.what());
-    return kExitUsage;
+    return usage(fmt::format("{} (vmsieve --help tells more)", error.what()), argc, argv);
   }
   return status;
 }

@@ -50,7 +50,8 @@ int remove(const std::vector<std::string>& names, const Common& common) {
   for (const Kept& entry : still_needed(std::move(kept), ids)) {
     retired.push_back({{"checkpoint", entry.id}, {"needed_by", entry.needed_by}});
     if (!common.json) {
-      fmt::print("kept of {} what {} needs\n", entry.id, fmt::join(entry.needed_by, ", "));
+      fmt::print("kept of {} what {} {}\n", entry.id, fmt::join(entry.needed_by, ", "),
+                 entry.needed_by.size() == 1 ? "needs" : "need");
     }
   }
   if (common.json) print_json({{"removed", ids}, {"retired", std::move(retired)}});

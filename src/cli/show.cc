@@ -59,6 +59,7 @@ void print_text(const Manifest& m) {
       {"QEMU", fmt::format("{} ({})", m.qemu_version, m.qemu_executable)},
       {"guest", m.was_running ? "was running" : "was stopped"},
       {"mode", m.mode},
+      {"builds on", m.parent.empty() ? "no other" : m.parent},
       {"pause", human_ms(m.pause_ms)},
       {"total", human_ms(m.total_ms)},
       {"stored", fmt::format("{} ({})", human_bytes(m.stored_bytes), m.compression)},

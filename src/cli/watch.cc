@@ -94,10 +94,17 @@ void tell_text(const WatchEvent& event, const Common& common) {
       fmt::print("{} {}: {}, guest stopped {}, {} in all, stored {}\n", m.created, m.id,
                  event.saved->tracked.incremental ? "incremental" : "full", human_ms(m.pause_ms),
                  human_ms(m.total_ms), human_bytes(m.stored_bytes));
+      if (!event.saved->tracked.reason.empty()) fmt::print("  {}\n", event.saved->tracked.reason);
       break;
     }
-    case WatchEvent::Kind::kFailed: warn(event.error->message(), common); break;
-    case WatchEvent::Kind::kSkipped: warn(fmt::format("{} beats skipped", event.skipped), common); break;
+    case WatchEvent::Kind::kFailed:
+      warn(fmt::format("no checkpoint at this beat: {}", event.error->message()), common);
+      break;
+    case WatchEvent::Kind::kSkipped:
+      warn(fmt::format("skipped {} beat{}: the save took longer", event.skipped,
+                       event.skipped == 1 ? "" : "s"),
+           common);
+      break;
     case WatchEvent::Kind::kRemoved: fmt::print("removed {}\n", event.checkpoint); break;
     case WatchEvent::Kind::kDied: warn(event.error->message(), common); break;
     case WatchEvent::Kind::kUnusable:
@@ -158,7 +165,8 @@ void add_watch(CLI::App& app, int& status) {
       ->capture_default_str();
   command
       ->add_option("--keep", options->keep,
-                   "how many of its checkpoints stay, the newest ones; 0: all (those of `save` always stay)")
+                   "how many checkpoints that watches took of this VM stay, the newest ones; 0: all; those "
+                   "of `save` always stay")
       ->capture_default_str();
   command->add_flag(
       "--restart", options->restart,

@@ -47,6 +47,14 @@ constexpr u64 kEntrySwapped = u64{1} << 62;
 constexpr u64 kEntryWriteProtected = u64{1} << 57;
 constexpr u64 kEntriesPerRead = kMiB / sizeof(u64);
 
+std::vector<ByteRange> sorted(std::vector<ByteRange> ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const ByteRange& a, const ByteRange& b) { return a.start < b.start; });
+  std::vector<ByteRange> merged;
+  for (const ByteRange& range : ranges) append_range(merged, range);
+  return merged;
+}
+
 }  // namespace
 
 void append_range(std::vector<ByteRange>& ranges, ByteRange range) {
@@ -80,6 +88,9 @@ struct Pagemap::Query {
   u64 any = 0;
 };
 
+// The ranges may come in any order, and some twice: a walk that the kernel had to interrupt for its own
+// buffer of 512 regions tells of the end of its first part, also when it went on from there to the end of the
+// range (fs/proc/task_mmu.c, do_pagemap_scan()). What lies behind is then looked at again.
 Result<void> Pagemap::scan(u64 start, u64 end, const Query& query, std::vector<ByteRange>& ranges) const {
   std::array<ScanRegion, 1024> regions;
   while (start < end) {
@@ -105,7 +116,7 @@ Result<void> Pagemap::scan(u64 start, u64 end, const Query& query, std::vector<B
     }
     if (n < 0) return errno_error(errno, fmt::format("cannot scan the pagemap of {:#x}-{:#x}", start, end));
     for (const ScanRegion& region : std::span{regions}.first(std::min<std::size_t>(n, regions.size()))) {
-      append_range(ranges, {std::max(region.start, start), std::min(region.end, end)});
+      ranges.push_back({std::max(region.start, start), std::min(region.end, end)});
     }
     if (scan.walk_end <= start) {
       return make_error(ErrorKind::kIo, "the pagemap scan of {:#x}-{:#x} made no progress", start, end);
@@ -122,7 +133,7 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Po
   query.any = population == Population::kPresent ? kIsPresent : kIsPresent | kIsSwapped;
   std::vector<ByteRange> ranges;
   VMSIEVE_TRY(scan(start, end, query, ranges));
-  return ranges;
+  return sorted(std::move(ranges));
 }
 
 Result<std::vector<ByteRange>> Pagemap::written(u64 start, u64 end, Take take) const {
@@ -132,16 +143,9 @@ Result<std::vector<ByteRange>> Pagemap::written(u64 start, u64 end, Take take) c
   // What was discarded is neither present nor swapped out, and whether it counts as written depends on the
   // kernel and on the size of its pages (fs/proc/task_mmu.c, pagemap_page_category(),
   // pagemap_scan_pte_hole()).
-  std::vector<ByteRange> gone;
   constexpr u64 kThere = kIsPresent | kIsSwapped;
-  VMSIEVE_TRY(scan(start, end, {.flags = flags, .inverted = kThere, .all = kThere}, gone));
-  if (gone.empty()) return changed;
-  changed.insert(changed.end(), gone.begin(), gone.end());
-  std::sort(changed.begin(), changed.end(),
-            [](const ByteRange& a, const ByteRange& b) { return a.start < b.start; });
-  std::vector<ByteRange> merged;
-  for (const ByteRange& range : changed) append_range(merged, range);
-  return merged;
+  VMSIEVE_TRY(scan(start, end, {.flags = flags, .inverted = kThere, .all = kThere}, changed));
+  return sorted(std::move(changed));
 }
 
 Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,

@@ -74,8 +74,8 @@ Result<void> QmpClient::handshake(TimePoint deadline) {
   while (greeting && greeting->kind == QmpMessage::Kind::kEvent) greeting = receive(deadline);
   if (!greeting && greeting.error().kind() == ErrorKind::kTimeout) {
     return make_error(ErrorKind::kBusy,
-                      "no greeting from {}: a QMP monitor serves one client at a time, and another one "
-                      "(libvirt, for example) holds it",
+                      "no greeting from {}: another client (a save of vmsieve, libvirt) holds this monitor, "
+                      "which serves one at a time, or QEMU hangs",
                       path_);
   }
   if (!greeting) return greeting.error();

@@ -36,8 +36,8 @@ Result<UniqueFd> connect_unix(const std::string& path, std::chrono::steady_clock
     // The listener's queue is full; a UNIX socket cannot be polled for room in it.
     if (std::chrono::steady_clock::now() >= deadline) {
       return make_error(ErrorKind::kBusy,
-                        "{} takes no connection: a QMP monitor serves one client at a time, and others "
-                        "(libvirt, for example) hold it",
+                        "{} takes no connection: other clients (a save of vmsieve, libvirt) hold this "
+                        "monitor, which serves one at a time, or QEMU hangs",
                         path);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds{5});

@@ -8,10 +8,14 @@
 
 namespace vmsieve {
 
-Result<VmLock> VmLock::take(pid_t qemu) {
+Result<VmLock> VmLock::take(pid_t qemu) { return take_in("vms.lock", qemu, "saving"); }
+
+Result<VmLock> VmLock::take_for_watch(pid_t qemu) { return take_in("watches.lock", qemu, "watching"); }
+
+Result<VmLock> VmLock::take_in(const char* file_name, pid_t qemu, const char* does) {
   const std::string folder = runtime_folder();
   if (folder.empty()) return VmLock(UniqueFd());
-  auto file = open_file(folder + "/vms.lock", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+  auto file = open_file(folder + "/" + file_name, O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
   if (!file.ok()) return VmLock(UniqueFd());
   struct flock lock {};
   lock.l_type = F_WRLCK;
@@ -21,9 +25,9 @@ Result<VmLock> VmLock::take(pid_t qemu) {
   if (::fcntl(file->get(), F_SETLK, &lock) == 0) return VmLock(std::move(*file));
   if (errno != EAGAIN && errno != EACCES) return VmLock(UniqueFd());
   if (::fcntl(file->get(), F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
-    return make_error(ErrorKind::kBusy, "process {} is saving this VM", lock.l_pid);
+    return make_error(ErrorKind::kBusy, "process {} is {} this VM", lock.l_pid, does);
   }
-  return Error(ErrorKind::kBusy, "another process is saving this VM");
+  return make_error(ErrorKind::kBusy, "another process is {} this VM", does);
 }
 
 }  // namespace vmsieve

@@ -14,10 +14,14 @@ namespace vmsieve {
 /// processes, and the kernel knows who holds one.
 class VmLock {
  public:
-  /// kBusy naming the process that holds it. Where the file cannot be made there is no lock, and no error.
+  /// For a save, or to end the tracking: kBusy naming the process that holds it. Where the file cannot be
+  /// made there is no lock, and no error.
   static Result<VmLock> take(pid_t qemu);
+  /// For a watch, which is not in the way of a save: a lock of its own, in watches.lock beside it.
+  static Result<VmLock> take_for_watch(pid_t qemu);
 
  private:
+  static Result<VmLock> take_in(const char* file, pid_t qemu, const char* does);
   explicit VmLock(UniqueFd fd) : fd_(std::move(fd)) {}
 
   UniqueFd fd_;

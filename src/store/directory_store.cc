@@ -215,6 +215,13 @@ Result<Listing> DirectoryStore::list() const {
       listing.checkpoints.push_back(std::move(*manifest));
       continue;
     }
+    if (const auto retired = exists_at(*folder, kRetired); retired.ok() && *retired) {
+      ++listing.retired;
+      struct stat info {};
+      if (::fstatat(folder->fd.get(), kMemory, &info, AT_SYMLINK_NOFOLLOW) == 0)
+        listing.retired_bytes += static_cast<u64>(info.st_blocks) * 512;
+      continue;
+    }
     // No manifest, or it is gone now: removed while we looked, or never committed.
     const auto exists = exists_at(*folder, kManifest);
     if (!exists.ok() || *exists) listing.damaged.push_back({id, objects.error()});

@@ -56,6 +56,8 @@ struct DamagedCheckpoint {
 struct Listing {
   std::vector<Manifest> checkpoints;  ///< oldest first
   std::vector<DamagedCheckpoint> damaged;
+  u64 retired = 0;        ///< removed checkpoints of which something is kept for others
+  u64 retired_bytes = 0;  ///< what they take on the disk
 };
 
 /// What remove() left in the store.

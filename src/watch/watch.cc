@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "vmsieve/qemu/qmp.h"
+#include "vmsieve/qemu/vm_lock.h"
 
 namespace vmsieve {
 
@@ -45,6 +46,7 @@ class Watch {
 
   Result<void> run() {
     VMSIEVE_ASSIGN(process_, open_process(vm_.process.pid));
+    VMSIEVE_ASSIGN(lock_, VmLock::take_for_watch(vm_.process.pid));
     answered_ = Clock::now();
     for (TimePoint beat = Clock::now();;) {
       take();
@@ -142,6 +144,8 @@ class Watch {
       tell_({.kind = WatchEvent::Kind::kRestarted, .restored = &*restored, .checkpoint = *id});
       VMSIEVE_ASSIGN(vm_, resolve_vm(restored->qmp_path));
       VMSIEVE_ASSIGN(process_, open_process(restored->pid));
+      lock_.reset();
+      VMSIEVE_ASSIGN(lock_, VmLock::take_for_watch(restored->pid));
       answered_ = Clock::now();
       return {};
     }
@@ -157,6 +161,7 @@ class Watch {
   const ProgressFunction& progress_;
   SaveOptions save_;
   UniqueFd process_;
+  std::optional<VmLock> lock_;
   TimePoint answered_;
   TimePoint restarted_{};
   std::size_t barren_ = 0;  ///< restarts that no checkpoint followed

@@ -50,8 +50,9 @@ struct WatchEvent {
 using WatchWait = std::function<bool(int process, std::chrono::steady_clock::time_point deadline)>;
 
 /// Takes an incremental checkpoint of a VM at every beat until `wait` says that it is enough. A beat that
-/// comes while a save is under way is skipped. Errors of a save are told and not the end; the VM's end is,
-/// unless it is brought back: kVanished. A restarted VM is a child of this process.
+/// comes while a save is under way is skipped. kBusy when another process watches the VM. Errors of a save
+/// are told and not the end; the VM's end is, unless it is brought back: kVanished. A restarted VM is a child
+/// of this process.
 Result<void> watch(VmAddress vm, Store& store, const WatchOptions& options, const WatchWait& wait,
                    const std::function<void(const WatchEvent&)>& tell, const ProgressFunction& progress);
 
