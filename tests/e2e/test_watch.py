@@ -73,6 +73,8 @@ def test_old_ones_are_thinned_out(vmsieve, guest, tmp_path):
 def test_beats_that_come_too_early_are_skipped(vmsieve, guest):
     with Watching(vmsieve, guest.qmp_path, "--every", "1ms", "--keep", 2) as watch:
         assert watch.next("skipped")["beats"] > 0
+        second = vmsieve.fails("watch", guest.qmp_path)
+        assert second.code == 10 and f"process {watch.process.pid} is watching this VM" in second.stderr
         watch.next("saved")
         assert watch.end()[0] == 0
     guest.wait_rounds(1)
