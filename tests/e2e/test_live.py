@@ -53,7 +53,7 @@ def test_every_copy_is_of_one_instant(vmsieve, tmp_path):
     with Guest(mem_mib=1024, smp=4, selfcheck=BUSY, hook="/bin/hazard counter 300 &") as guest:
         guest.wait_ready()
         guest.serial.wait_for("hazard: counted", 120, guest.check_alive)
-        for turn in range(100 if LONG else 4):
+        for turn in range(100 if LONG else 2):
             time.sleep(moments.uniform(0.05, 0.5))
             # A small buffer makes the guest's writes wait for the store.
             small = ["--buffer-mib", "1"] if turn % 2 else []
