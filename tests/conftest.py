@@ -4,11 +4,12 @@
 import json
 import os
 import pathlib
+import random
 import subprocess
 
 import pytest
 
-from tests.lab import end_process, lab_has
+from tests.lab import Serial, end_process, lab_has
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BINARY = pathlib.Path(os.environ.get("VMSIEVE", ROOT / "build" / "release" / "vmsieve"))
@@ -113,6 +114,26 @@ def hmp(guest, line):
 
 def is_running(guest):
     return monitor(guest, "query-status")["running"]
+
+
+def is_protected(guest):
+    """Does a userfaultfd hold QEMU's memory? VmFlags uw: registered for write protection."""
+    with open(f"/proc/{guest.pid}/smaps", encoding="ascii") as smaps:
+        return any(" uw" in line for line in smaps if line.startswith("VmFlags"))
+
+
+def random_moments():
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    return random.Random(seed)
+
+
+def judge(vmsieve, tmp_path, checkpoint, name, rounds=3):
+    """A copy in which all that was left out reads as 0x5a runs on clean."""
+    serial = tmp_path / f"{name}.serial"
+    vmsieve.restore(checkpoint, serial, "--omitted-fill", "0x5a")
+    Serial(serial).wait_rounds(rounds, timeout=180)
+    vmsieve.kill_restored()
 
 
 @pytest.fixture

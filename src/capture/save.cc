@@ -249,10 +249,12 @@ Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, Memor
   save.tracked.noted = true;
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
                                                       pipeline_options(save, threads, tracked.base.get())));
+  std::optional<Heartbeat> heartbeat(std::in_place, *guard);
   auto stopped = [&]() -> Result<Stopped> {
     VMSIEVE_TRY(copy_ahead(save, tracked, *guard, *pipeline, threads, progress));
     return capture_tracked(save, tracked, *guard, *pipeline, threads);
   }();
+  heartbeat.reset();
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up
   if (!stopped.ok()) return cause_of(stopped.error(), *pipeline);
   VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, 0, progress));
@@ -270,6 +272,8 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
   // In this order: the capture tells the guard that it is well.
   auto guard = std::move(guard_of_save);
   auto live = std::move(live_of_save);
+  std::optional<Heartbeat> heartbeat;
+  if (!live) heartbeat.emplace(*guard);
   VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
   VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, save.layout().blocks.size(),
                                                       pipeline_options(save, threads, base)));
@@ -283,6 +287,7 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
                        : capture_paused(save, *guard, *pipeline, threads, progress);
   disturbed = live && !captured.ok() && captured.error().kind() == ErrorKind::kBusy;
   live.reset();  // lets go of the guest's memory
+  heartbeat.reset();
   guard->end_beat();
   guard.reset();  // resumes the guest if anything failed, before anything is tidied up
   if (!captured.ok()) return cause_of(captured.error(), *pipeline);

@@ -30,8 +30,8 @@ struct SaveOptions {
   FreeKinds kinds{};              ///< of free pages that are left out
   unsigned threads = 0;           ///< 0: one for each core
   u64 buffer_bytes = 256 * kMiB;  ///< guest pages held in memory at most
-  /// A live save that makes a write of the guest, or the guest itself, wait longer is given up; should this
-  /// process itself stand still, it is killed some seconds later.
+  /// A save that makes a write of the guest, or the guest itself, wait longer for the store is given up;
+  /// should this process itself stand still, it is killed some seconds later.
   std::chrono::milliseconds longest_wait{30000};
 };
 

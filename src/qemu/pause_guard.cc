@@ -137,4 +137,24 @@ Result<void> PauseGuard::resume() {
   return {};
 }
 
+Heartbeat::Heartbeat(const PauseGuard& guard) : guard_(guard), thread_([this] { run(); }) {}
+
+Heartbeat::~Heartbeat() {
+  {
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+  }
+  ending_.notify_one();
+  thread_.join();
+  guard_.end_beat();
+}
+
+void Heartbeat::run() {
+  constexpr std::chrono::milliseconds kPeriod{100};
+  std::unique_lock lock(mutex_);
+  do {
+    guard_.beat();
+  } while (!ending_.wait_for(lock, kPeriod, [&] { return ended_; }));
+}
+
 }  // namespace vmsieve

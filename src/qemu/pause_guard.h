@@ -2,7 +2,10 @@
 #pragma once
 
 #include <chrono>
+#include <condition_variable>
 #include <memory>
+#include <mutex>
+#include <thread>
 
 #include <sys/types.h>
 
@@ -64,6 +67,26 @@ class PauseGuard {
   pid_t child_ = -1;
   bool was_running_ = false;
   bool stopped_ = false;
+};
+
+/// Beats ten times a second as long as it lives, from a thread of its own: a process that stands still as a
+/// whole (SIGSTOP, a debugger) while the guest is stopped is killed by the guard's child, which then resumes
+/// the guest. The guard must outlive it.
+class Heartbeat {
+ public:
+  explicit Heartbeat(const PauseGuard& guard);
+  ~Heartbeat();
+  Heartbeat(const Heartbeat&) = delete;
+  Heartbeat& operator=(const Heartbeat&) = delete;
+
+ private:
+  void run();
+
+  const PauseGuard& guard_;
+  std::mutex mutex_;
+  std::condition_variable ending_;
+  bool ended_ = false;  // under mutex_
+  std::thread thread_;
 };
 
 }  // namespace vmsieve

@@ -5,31 +5,16 @@ import array
 import filecmp
 import json
 import os
-import random
 import signal
 import subprocess
 import time
 
 import pytest
 
-from tests.conftest import BINARY, LONG, hmp, is_running, monitor
-from tests.lab import Guest, Qmp, Serial, end_process, process_exists, wait_until
+from tests.conftest import BINARY, LONG, hmp, is_protected, is_running, judge, monitor, random_moments
+from tests.lab import Guest, Qmp, end_process, process_exists, wait_until
 
 BUSY = {"busy": 1, "churn_mib": 256}
-
-
-def random_moments():
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
-
-
-def judge(vmsieve, tmp_path, checkpoint, name, rounds=3):
-    """A copy in which all that was left out reads as 0x5a runs on clean."""
-    serial = tmp_path / f"{name}.serial"
-    vmsieve.restore(checkpoint, serial, "--omitted-fill", "0x5a")
-    Serial(serial).wait_rounds(rounds, timeout=180)
-    vmsieve.kill_restored()
 
 
 def dump_memory(vmsieve, checkpoint, tmp_path, mib):
@@ -47,12 +32,6 @@ def holder_of(vmsieve, guest):
         if vm["pid"] == guest.pid:
             return vm.get("tracking")
     return None
-
-
-def is_tracked(guest):
-    """VmFlags uw: registered for write protection."""
-    with open(f"/proc/{guest.pid}/smaps", encoding="ascii") as smaps:
-        return any(" uw" in line for line in smaps if line.startswith("VmFlags"))
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +112,9 @@ def test_who_is_tracked_can_be_seen_and_ended(vmsieve, busy):
     assert saved["tracking"]["reason"] == "its writes were not tracked"
     tracking = holder_of(vmsieve, busy)
     assert tracking["checkpoint"] == saved["checkpoint"] and process_exists(tracking["holder"])
-    assert is_tracked(busy)
+    assert is_protected(busy)
     vmsieve.run("untrack", busy.qmp_path)
-    assert holder_of(vmsieve, busy) is None and not process_exists(tracking["holder"]) and not is_tracked(busy)
+    assert holder_of(vmsieve, busy) is None and not process_exists(tracking["holder"]) and not is_protected(busy)
     assert "was not tracked" in vmsieve.run("untrack", busy.qmp_path)
 
 
@@ -307,7 +286,7 @@ def test_a_qemu_without_rights_of_its_own(vmsieve):
         first = vmsieve.save(guest.qmp_path, "--incremental")
         assert vmsieve.save(guest.qmp_path, "--incremental")["parent"] == first["checkpoint"]
         vmsieve.run("untrack", guest.qmp_path)
-        assert not is_tracked(guest)
+        assert not is_protected(guest)
 
 
 def test_a_vm_that_got_more_memory_is_tracked_anew(vmsieve):

@@ -3,31 +3,16 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import time
 
 import pytest
 
-from tests.conftest import BINARY, LONG, hmp, is_running, monitor
-from tests.lab import Guest, Serial, wait_until
+from tests.conftest import BINARY, LONG, hmp, is_protected, is_running, judge, monitor, random_moments
+from tests.lab import Guest, wait_until
 
 BUSY = {"busy": 1, "churn_mib": 256}
-
-
-def random_moments():
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    return random.Random(seed)
-
-
-def judge(vmsieve, tmp_path, saved, name, rounds=3):
-    """A copy in which all that was left out reads as 0x5a runs on clean."""
-    serial = tmp_path / f"{name}.serial"
-    vmsieve.restore(saved["checkpoint"], serial, "--omitted-fill", "0x5a")
-    Serial(serial).wait_rounds(rounds, timeout=180)
-    vmsieve.kill_restored()
 
 
 def describe(saved):
@@ -44,7 +29,7 @@ def test_guest_cannot_tell(vmsieve, tmp_path, memory):
         assert saved["introspection"]["used"], saved["introspection"]["reason"]
         guest.wait_rounds(3)
         guest.kill()
-        judge(vmsieve, tmp_path, saved, "copy")
+        judge(vmsieve, tmp_path, saved["checkpoint"], "copy")
 
 
 def test_every_copy_is_of_one_instant(vmsieve, tmp_path):
@@ -61,7 +46,7 @@ def test_every_copy_is_of_one_instant(vmsieve, tmp_path):
             print(describe(saved))
             guest.wait_rounds(1)
             monitor(guest, "stop")
-            judge(vmsieve, tmp_path, saved, f"copy{turn}")
+            judge(vmsieve, tmp_path, saved["checkpoint"], f"copy{turn}")
             vmsieve.run("rm", saved["checkpoint"])
             monitor(guest, "cont")
         guest.wait_rounds(2)
@@ -120,12 +105,6 @@ def start_save(vmsieve, guest, *options):
                             env=vmsieve.env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def is_protected(guest):
-    """Does a userfaultfd hold QEMU's memory? VmFlags uw: registered for write protection."""
-    with open(f"/proc/{guest.pid}/smaps", encoding="ascii") as smaps:
-        return any(" uw" in line for line in smaps if line.startswith("VmFlags"))
-
-
 @pytest.fixture(scope="module")
 def busy():
     with Guest(mem_mib=768, smp=2, selfcheck=BUSY) as guest:
@@ -173,7 +152,7 @@ def test_stopped_for_five_seconds(vmsieve, busy, tmp_path):
     busy.wait_rounds(2)
     checkpoint = vmsieve.json("log")["checkpoints"][0]
     monitor(busy, "stop")
-    judge(vmsieve, tmp_path, checkpoint, "copy")
+    judge(vmsieve, tmp_path, checkpoint["checkpoint"], "copy")
     monitor(busy, "cont")
 
 
@@ -183,6 +162,28 @@ def test_stopped_for_good_it_is_killed_and_the_guest_let_go(vmsieve, busy):
     wait_until(lambda: is_running(busy) and not is_protected(busy), 5, "the guest is let go")
     busy.wait_rounds(2)
     assert vmsieve.json("log")["checkpoints"] == []
+
+
+@pytest.mark.parametrize("way", ["--paused", "--incremental"])
+def test_stopped_while_the_guest_stands_still_it_is_killed_too(vmsieve, busy, way):
+    """The guard resumes the guest."""
+    for _ in range(20):
+        process = subprocess.Popen([str(BINARY), "save", str(busy.qmp_path), "--quiet", way, "--longest-wait", "1",
+                                    "--compress", "none", "--buffer-mib", "1"], env=vmsieve.env,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while is_running(busy) and process.poll() is None:
+            pass
+        process.send_signal(signal.SIGSTOP)
+        if not is_running(busy):
+            break
+        process.kill()
+        process.wait()
+    else:
+        pytest.skip("no pause was met")
+    assert process.wait(timeout=30) == -signal.SIGKILL
+    wait_until(lambda: is_running(busy), 10, "the guest runs again")
+    vmsieve.run("untrack", busy.qmp_path)
+    busy.wait_rounds(2)
 
 
 def test_a_store_that_is_too_slow_is_given_up(vmsieve, busy, tmp_path):
@@ -215,7 +216,7 @@ def test_a_balloon_that_moves_meanwhile(vmsieve, tmp_path):
                 saved = json.loads(process.stdout.read())
             modes.append(saved["mode"])
             monitor(guest, "stop")
-            judge(vmsieve, tmp_path, saved, f"copy{turn}")
+            judge(vmsieve, tmp_path, saved["checkpoint"], f"copy{turn}")
             monitor(guest, "cont")
         guest.wait_rounds(1)
     print(modes)
