@@ -187,23 +187,16 @@ void LiveCapture::note_wait(TimePoint since) {
 }
 
 bool LiveCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
-  const auto& mappings = memory_.layout().mappings;
-  auto mapping = std::upper_bound(mappings.begin(), mappings.end(), address,
-                                  [](GuestPhysical at, const RamMapping& m) { return at < m.address; });
-  if (mapping == mappings.begin()) return false;
-  --mapping;
-  const u64 into = address - mapping->address;
   // What is in more than one mapping is not worth the trouble.
-  if (into >= mapping->bytes || bytes > mapping->bytes - into) return false;
-  const u64 host = units_.block(mapping->block).start + mapping->block_offset + into;
-  const u64 last = host + bytes - 1;
+  const auto host = units_.host(memory_.layout(), address, bytes);
+  if (!host) return false;
   const std::lock_guard lock(mutex_);
   if (failed_) return false;
-  for (u64 at = host;;) {
+  for (u64 at = host->start;;) {
     const auto unit = units_.at(at);
     if (!unit || rewritten_[*unit]) return false;
     const u64 end = units_.host(*unit).end;
-    if (end > last) return true;
+    if (end >= host->end) return true;
     at = end;
   }
 }

@@ -58,6 +58,18 @@ MemoryUnits::Place MemoryUnits::place(std::size_t unit) const {
   return place;
 }
 
+std::optional<ByteRange> MemoryUnits::host(const RamLayout& layout, GuestPhysical address, u64 bytes) const {
+  const auto& mappings = layout.mappings;
+  auto mapping = std::upper_bound(mappings.begin(), mappings.end(), address,
+                                  [](GuestPhysical at, const RamMapping& m) { return at < m.address; });
+  if (bytes == 0 || mapping == mappings.begin()) return std::nullopt;
+  --mapping;
+  const u64 into = address - mapping->address;
+  if (into >= mapping->bytes || bytes > mapping->bytes - into) return std::nullopt;
+  const u64 start = block(mapping->block).start + mapping->block_offset + into;
+  return ByteRange{start, start + bytes};
+}
+
 UnitChunks cut_unit_chunks(const PagePlan& plan, const MemoryUnits& units, u64 max_pages) {
   VMSIEVE_CHECK(max_pages > 0);
   UnitChunks cut;

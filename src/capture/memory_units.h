@@ -30,6 +30,9 @@ class MemoryUnits {
     BlockPages pages;
   };
   Place place(std::size_t unit) const;
+  /// The host addresses of guest-physical memory; none when it is not all in one mapping of `layout`, which
+  /// must be the one that this was made of.
+  std::optional<ByteRange> host(const RamLayout& layout, GuestPhysical address, u64 bytes) const;
   /// The host addresses of a block, in whole pages of its memory.
   ByteRange block(u32 index) const { return blocks_[index].host; }
   std::size_t blocks() const { return blocks_.size(); }

@@ -293,17 +293,11 @@ Result<void> TrackedCapture::copy_ahead(std::span<const PfnRange> free, CaptureP
 }
 
 bool TrackedCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
-  const auto& mappings = memory_.layout().mappings;
-  auto mapping = std::upper_bound(mappings.begin(), mappings.end(), address,
-                                  [](GuestPhysical at, const RamMapping& m) { return at < m.address; });
-  if (bytes == 0 || mapping == mappings.begin()) return false;
-  --mapping;
-  const u64 into = address - mapping->address;
   // What is in more than one mapping is not worth the trouble.
-  if (into >= mapping->bytes || bytes > mapping->bytes - into) return false;
-  const u64 host = units_.block(mapping->block).start + mapping->block_offset + into;
-  const auto written =
-      pagemap_.written(round_down(host, kPageSize), round_up(host + bytes, kPageSize), Pagemap::Take::kNo);
+  const auto host = units_.host(memory_.layout(), address, bytes);
+  if (!host) return false;
+  const auto written = pagemap_.written(round_down(host->start, kPageSize), round_up(host->end, kPageSize),
+                                        Pagemap::Take::kNo);
   return written.ok() && written->empty();
 }
 
@@ -315,7 +309,6 @@ Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipel
   VMSIEVE_TRY(take_written(threads));
   set_free(free);
   figures_.scan_ms = scanning.ms();
-  const Stopwatch copying;
   const std::vector<PageSet> pages = wanted();
   figures_.frozen_pages = count_all(pages);
   // Some buffers are left for what has to go through the pipeline, should it be more than all.
@@ -323,7 +316,6 @@ Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipel
   const u64 most_kept = buffers - std::min(buffers / 2, u64{2} * threads);
   VMSIEVE_TRY(copy(pages, pipeline, threads, kPauseLayer, most_kept,
                    std::chrono::steady_clock::now() + longest_pause, nullptr));
-  figures_.frozen_copy_ms = copying.ms();
   return {};
 }
 

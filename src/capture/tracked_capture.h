@@ -26,12 +26,11 @@ namespace vmsieve {
 
 /// What a tracked capture did.
 struct TrackedFigures {
-  u64 rounds = 0;             ///< of copying while the guest ran
-  u64 copied_pages = 0;       ///< in all, those that were copied more than once so often
-  u64 frozen_pages = 0;       ///< of these inside the pause
-  double before_ms = 0;       ///< what the rounds took
-  double scan_ms = 0;         ///< inside the pause: asking what was written
-  double frozen_copy_ms = 0;  ///< inside the pause: copying
+  u64 rounds = 0;        ///< of copying while the guest ran
+  u64 copied_pages = 0;  ///< in all, those that were copied more than once so often
+  u64 frozen_pages = 0;  ///< of these inside the pause
+  double before_ms = 0;  ///< what the rounds took
+  double scan_ms = 0;    ///< inside the pause: asking what was written
 };
 
 /// Copies the memory of a guest whose writes the kernel notes (WriteProtection, kNote): what was written

@@ -4,12 +4,10 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <cerrno>
 #include <chrono>
-#include <filesystem>
 #include <thread>
 
 #include "vmsieve/base/runtime_folder.h"
@@ -17,6 +15,7 @@
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/json_fields.h"
 #include "vmsieve/qemu/forked_child.h"
+#include "vmsieve/qemu/process.h"
 
 namespace vmsieve {
 
@@ -161,8 +160,7 @@ Result<Tracking> Tracking::start(WriteProtection protection, const TrackingRecor
   const std::string path = fmt::format("{}/{}{}", folder, kFilePrefix, record.qemu);
   (void)::unlink(path.c_str());
   VMSIEVE_ASSIGN(UniqueFd file, open_file(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600));
-  const UniqueFd qemu{static_cast<int>(::syscall(SYS_pidfd_open, record.qemu, 0))};
-  if (!qemu.valid()) return errno_error(errno, fmt::format("cannot open process {}", record.qemu));
+  VMSIEVE_ASSIGN(const UniqueFd qemu, open_process(record.qemu));
   pid_t child = -1;
   {
     const SignalBlock block;
@@ -180,20 +178,6 @@ Result<Tracking> Tracking::start(WriteProtection protection, const TrackingRecor
   protection.hand_over();
   VMSIEVE_TRY(tracking.write());
   return tracking;
-}
-
-std::vector<Tracking> Tracking::list() {
-  std::vector<Tracking> all;
-  std::error_code ignored;
-  const std::string folder = runtime_folder();
-  if (folder.empty()) return all;
-  for (const auto& entry : std::filesystem::directory_iterator{folder, ignored}) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kFilePrefix)) continue;
-    const auto pid = static_cast<pid_t>(std::strtol(name.c_str() + kFilePrefix.size(), nullptr, 10));
-    if (auto found = find(pid); found.ok() && *found) all.push_back(std::move(**found));
-  }
-  return all;
 }
 
 bool Tracking::is_held() const { return lock_holder(file_.get()) == holder_; }
@@ -222,11 +206,11 @@ Result<void> Tracking::write() {
 Result<void> Tracking::end() {
   // The lock goes before the userfaultfd does (fs/file_table.c, fput()): only the end of the process says
   // that another one may have the memory.
-  const UniqueFd process{static_cast<int>(::syscall(SYS_pidfd_open, holder_, 0))};
-  if (process.valid() && is_held()) {
+  const auto process = open_process(holder_);
+  if (process.ok() && is_held()) {
     if (::kill(holder_, SIGTERM) != 0 && errno != ESRCH)
       return errno_error(errno, fmt::format("cannot end the process {}, which keeps the tracking", holder_));
-    pollfd ended{process.get(), POLLIN, 0};
+    pollfd ended{process->get(), POLLIN, 0};
     const auto deadline = std::chrono::steady_clock::now() + kHolderPatience;
     while (::poll(&ended, 1, static_cast<int>(kPollInterval.count())) <= 0) {
       if (std::chrono::steady_clock::now() > deadline)

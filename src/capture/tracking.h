@@ -55,8 +55,6 @@ class Tracking {
   /// Takes over a protection (kNote) of all `record.blocks` and forks the holder. Before large buffers are
   /// made: what is in memory is shared with it copy-on-write. kIo when there is no place for the file.
   static Result<Tracking> start(WriteProtection protection, const TrackingRecord& record);
-  /// All VMs of this user that are tracked.
-  static std::vector<Tracking> list();
 
   const TrackingRecord& record() const { return record_; }
   pid_t holder() const { return holder_; }

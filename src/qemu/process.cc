@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
@@ -197,6 +198,16 @@ Result<VmAddress> resolve_name(const std::string& name) {
 }  // namespace
 
 Result<QemuProcess> read_qemu_process(pid_t pid) { return read_process(pid, Check::kName); }
+
+Result<UniqueFd> open_process(pid_t pid) {
+  const long fd = ::syscall(SYS_pidfd_open, pid, 0);
+  if (fd >= 0) return UniqueFd{static_cast<int>(fd)};
+  if (errno == ESRCH) return make_error(ErrorKind::kVanished, "process {} is gone", pid);
+  if (errno == ENOSYS) {
+    return make_error(ErrorKind::kUnsupported, "the host's kernel has no pidfd_open (Linux 5.3)");
+  }
+  return errno_error(errno, fmt::format("cannot open process {}", pid));
+}
 
 Result<std::vector<QemuProcess>> list_qemu_processes() {
   const std::unique_ptr<DIR, int (*)(DIR*)> folder{::opendir("/proc"), ::closedir};

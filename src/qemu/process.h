@@ -6,6 +6,7 @@
 
 #include <sys/types.h>
 
+#include "vmsieve/base/fd.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/base/units.h"
 
@@ -32,6 +33,9 @@ Result<std::vector<QemuProcess>> list_qemu_processes();
 
 /// Reads one process; kNotFound when there is none, kUnsupported when it is no QEMU.
 Result<QemuProcess> read_qemu_process(pid_t pid);
+
+/// A handle of the process (pidfd_open(2), Linux 5.3), readable when it has ended. kVanished when it is gone.
+Result<UniqueFd> open_process(pid_t pid);
 
 /// A VM that the user named, and the monitor to talk to.
 struct VmAddress {

@@ -15,6 +15,7 @@
 
 #include "vmsieve/qemu/attach_child.h"
 #include "vmsieve/qemu/forked_child.h"
+#include "vmsieve/qemu/process.h"
 #include "vmsieve/qemu/thread_call.h"
 
 namespace vmsieve {
@@ -25,16 +26,6 @@ namespace {
 constexpr std::chrono::milliseconds kChildPatience{10000};
 
 Error vanished(pid_t pid) { return make_error(ErrorKind::kVanished, "process {} is gone", pid); }
-
-Result<UniqueFd> open_process(pid_t pid) {
-  const long fd = ::syscall(SYS_pidfd_open, pid, 0);
-  if (fd >= 0) return UniqueFd{static_cast<int>(fd)};
-  if (errno == ESRCH) return vanished(pid);
-  if (errno == ENOSYS) {
-    return make_error(ErrorKind::kUnsupported, "the host's kernel has no pidfd_open (Linux 5.3)");
-  }
-  return errno_error(errno, fmt::format("cannot open process {}", pid));
-}
 
 /// A field of /proc/PID/status, without its name; empty when there is none.
 std::string status_field(pid_t pid, const std::string& name) {

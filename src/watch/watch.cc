@@ -22,13 +22,6 @@ constexpr std::chrono::milliseconds kAnswerPatience{5000};
 constexpr std::chrono::milliseconds kDeathPatience{10000};
 constexpr std::chrono::milliseconds kShortLife{10000};
 
-Result<UniqueFd> open_process(pid_t pid) {
-  const long fd = ::syscall(SYS_pidfd_open, pid, 0);
-  if (fd >= 0) return UniqueFd{static_cast<int>(fd)};
-  if (errno == ESRCH) return make_error(ErrorKind::kVanished, "process {} is gone", pid);
-  return errno_error(errno, fmt::format("cannot watch process {}", pid));
-}
-
 bool has_ended(int process, std::chrono::milliseconds patience = std::chrono::milliseconds(0)) {
   pollfd end{process, POLLIN, 0};
   return ::poll(&end, 1, static_cast<int>(patience.count())) > 0;
