@@ -170,11 +170,11 @@ need_kernel() {
 
     rm -rf "$making"
     mkdir -p "$making/home"
-    unpack_packages "$name" "$making/root" "$image" "${parts[@]}"
-    find "$making/root" \( -path '*/boot/vmlinuz-*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
+    unpack_packages "$name" "$making/tree" "$image" "${parts[@]}"
+    find "$making/tree" \( -path '*/boot/vmlinuz-*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
          -type f -exec mv {} "$making/home/vmlinuz" \;
     [[ -f $making/home/vmlinuz ]] || die "$image holds no kernel"
-    pack_drivers "$making/root" "$making/home/drivers.cpio"
+    pack_drivers "$making/tree" "$making/home/drivers.cpio"
     echo "${image#linux-image-}" > "$making/home/release"
 
     rm -rf "$home"
@@ -195,8 +195,8 @@ need_kernel_arm64() {
 
     rm -rf "$making"
     mkdir -p "$making/home"
-    unpack_packages "$name" "$making/root" "$image" "${parts[@]}"
-    find "$making/root" \( -path '*/boot/vmlinu*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
+    unpack_packages "$name" "$making/tree" "$image" "${parts[@]}"
+    find "$making/tree" \( -path '*/boot/vmlinu*' -o -path '*/lib/modules/*/vmlinu[xz]' \) \
          -type f -exec mv {} "$making/home/vmlinuz" \;
     [[ -f $making/home/vmlinuz ]] || die "$image holds no kernel"
     echo "${image#linux-image-}" > "$making/home/release"
@@ -306,15 +306,15 @@ need_initramfs() {
        $(<"$lab/initramfs.sources") == "$sources" ]] && return
 
     rm -rf "$making"
-    mkdir -p "$making/root"/{bin,dev,proc,sys,tmp,cache}
+    mkdir -p "$making/tree"/{bin,dev,proc,sys,tmp,cache}
     # -fno-tree-vectorize: plain 8-byte moves are the fastest under emulation.
     gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
-        -o "$making/root/bin/selfcheck" "$guests"/*.c
-    gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/root/bin/hazard" "$guests"/hazard/*.c
-    cp "$(command -v busybox)" "$making/root/bin/busybox"
-    ln -s busybox "$making/root/bin/sh"
-    install -m 755 "$guests/init" "$making/root/init"
-    pack_cpio "$making/root" "$making/initramfs.cpio"
+        -o "$making/tree/bin/selfcheck" "$guests"/*.c
+    gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/tree/bin/hazard" "$guests"/hazard/*.c
+    cp "$(command -v busybox)" "$making/tree/bin/busybox"
+    ln -s busybox "$making/tree/bin/sh"
+    install -m 755 "$guests/init" "$making/tree/init"
+    pack_cpio "$making/tree" "$making/initramfs.cpio"
     rm -f "$lab/initramfs.sources"
     mv "$making/initramfs.cpio" "$lab/initramfs.cpio"
     echo "$sources" > "$lab/initramfs.sources"
@@ -335,13 +335,13 @@ need_initramfs_arm64() {
         close_suites "$name"
     fi
     rm -rf "$making"
-    mkdir -p "$making/root"/{bin,dev,proc,sys,tmp,cache}
+    mkdir -p "$making/tree"/{bin,dev,proc,sys,tmp,cache}
     aarch64-linux-gnu-gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
-        -o "$making/root/bin/selfcheck" "$guests"/*.c
-    cp "$lab/busybox-arm64" "$making/root/bin/busybox"
-    ln -s busybox "$making/root/bin/sh"
-    install -m 755 "$guests/init" "$making/root/init"
-    pack_cpio "$making/root" "$making/initramfs.cpio"
+        -o "$making/tree/bin/selfcheck" "$guests"/*.c
+    cp "$lab/busybox-arm64" "$making/tree/bin/busybox"
+    ln -s busybox "$making/tree/bin/sh"
+    install -m 755 "$guests/init" "$making/tree/init"
+    pack_cpio "$making/tree" "$making/initramfs.cpio"
     rm -f "$lab/initramfs-arm64.sources"
     mv "$making/initramfs.cpio" "$lab/initramfs-arm64.cpio"
     echo "$sources" > "$lab/initramfs-arm64.sources"
