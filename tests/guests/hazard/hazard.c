@@ -50,18 +50,29 @@ static void load(char** arguments, unsigned long flags) {
   printf("hazard: loaded %s\n", arguments[0]);
 }
 
-// /proc/kcore carries VMCOREINFO as a note (fs/proc/kcore.c).
+// /proc/kcore carries VMCOREINFO as a note (fs/proc/kcore.c). The notes are walked, for the one before it holds
+// this process's task_struct with its vector registers, in which any text may stand.
 static size_t read_vmcoreinfo(char text[PAGE]) {
   static char head[1 << 20];
   int kcore = open("/proc/kcore", O_RDONLY);
   ssize_t got = kcore < 0 ? -1 : pread(kcore, head, sizeof head, 0);
   if (got < (ssize_t)sizeof(Elf64_Ehdr)) die("/proc/kcore");
-  const char* begin = memmem(head, (size_t)got, "OSRELEASE=", 10);
-  if (!begin) die("no VMCOREINFO in /proc/kcore");
-  size_t length = strnlen(begin, (size_t)(head + got - begin));
-  if (length >= PAGE) length = PAGE - 1;
-  memcpy(text, begin, length);
-  return length;
+  const Elf64_Ehdr* elf = (const Elf64_Ehdr*)head;
+  const Elf64_Phdr* segment = (const Elf64_Phdr*)(head + elf->e_phoff);
+  if (segment->p_type != PT_NOTE || segment->p_offset + segment->p_filesz > (size_t)got) die("notes of /proc/kcore");
+  const char *note = head + segment->p_offset, *end = note + segment->p_filesz;
+  while (note + sizeof(Elf64_Nhdr) < end) {
+    const Elf64_Nhdr* header = (const Elf64_Nhdr*)note;
+    const char* name = note + sizeof *header;
+    const char* content = name + (header->n_namesz + 3) / 4 * 4;
+    if (!strcmp(name, "VMCOREINFO")) {
+      size_t length = header->n_descsz < PAGE ? header->n_descsz : PAGE - 1;
+      memcpy(text, content, length);
+      return length;
+    }
+    note = content + (header->n_descsz + 3) / 4 * 4;
+  }
+  die("no VMCOREINFO in /proc/kcore");
 }
 
 // The first digit of the address of the page structures' root becomes another one.
