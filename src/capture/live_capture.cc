@@ -54,6 +54,8 @@ Result<std::unique_ptr<LiveCapture>> LiveCapture::start(const LiveMemory& memory
                                                         WriteProtection protection, const Options& options) {
   VMSIEVE_ASSIGN(Pagemap pagemap, Pagemap::open(pid));
   MemoryUnits units(memory.layout());
+  // The watch begins before anything can wait for us, not with the answering thread.
+  if (options.beat) options.beat();
   for (u32 block = 0; block < units.blocks(); ++block) {
     const ByteRange range = units.block(block);
     if (range.start >= range.end) continue;

@@ -156,11 +156,22 @@ def test_stopped_for_five_seconds(vmsieve, busy, tmp_path):
     monitor(busy, "cont")
 
 
+def is_killed(process, seconds):
+    try:
+        return process.wait(timeout=seconds) == -signal.SIGKILL
+    except subprocess.TimeoutExpired:
+        # Not left to the tests that come after.
+        process.kill()
+        process.wait()
+        return False
+
+
 def test_stopped_for_good_it_is_killed_and_the_guest_let_go(vmsieve, busy):
-    process = stopped_while_it_copies(vmsieve, busy, "--longest-wait", "1")
-    assert process.wait(timeout=20) == -signal.SIGKILL
-    wait_until(lambda: is_running(busy) and not is_protected(busy), 5, "the guest is let go")
-    busy.wait_rounds(2)
+    for _ in range(20 if LONG else 2):
+        process = stopped_while_it_copies(vmsieve, busy, "--longest-wait", "1")
+        assert is_killed(process, 20)
+        wait_until(lambda: is_running(busy) and not is_protected(busy), 5, "the guest is let go")
+        busy.wait_rounds(2)
     assert vmsieve.json("log")["checkpoints"] == []
 
 
@@ -180,7 +191,7 @@ def test_stopped_while_the_guest_stands_still_it_is_killed_too(vmsieve, busy, wa
         process.wait()
     else:
         pytest.skip("no pause was met")
-    assert process.wait(timeout=30) == -signal.SIGKILL
+    assert is_killed(process, 30)
     wait_until(lambda: is_running(busy), 10, "the guest runs again")
     vmsieve.run("untrack", busy.qmp_path)
     busy.wait_rounds(2)

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "unit/capture/live_session.h"
 
+#include <fstream>
+#include <string>
+
+#include <gmock/gmock.h>
+
 namespace vmsieve::test {
 namespace {
 
@@ -11,6 +16,14 @@ INSTANTIATE_TEST_SUITE_P(Memory, Live, testing::ValuesIn(kKinds),
 class LiveSimple : public Live {};
 INSTANTIATE_TEST_SUITE_P(Memory, LiveSimple, testing::Values(kKinds[0], kKinds[1]),
                          [](const auto& instance) { return std::string(instance.param.label); });
+
+/// VmFlags uw of proc(5): registered for write protection with a userfaultfd.
+bool is_registered(pid_t pid) {
+  std::ifstream smaps(fmt::format("/proc/{}/smaps", pid));
+  for (std::string line; std::getline(smaps, line);)
+    if (line.starts_with("VmFlags:") && line.find(" uw") != std::string::npos) return true;
+  return false;
+}
 
 // ---- one instant ----
 
@@ -148,6 +161,19 @@ TEST_P(Live, AWriteDuringTheFreezeIsBeforeOrAfterTheInstant) {
     }
     if (HasFailure()) return;
   }
+}
+
+// Whoever watches this process knows of it before a write can wait for it.
+TEST(LiveCapture, BeatsBeforeTheFirstPageIsRegistered) {
+  pid_t pid = 0;
+  std::vector<bool> registered;
+  Session session({.blocks = {{.pages = kMainPages}}, .writers = 0}, {.beat = [&] {
+                    if (registered.empty()) registered.push_back(is_registered(pid));
+                  }});
+  pid = session.guest.pid();
+  START_OR_RETURN(session);
+  EXPECT_TRUE(is_registered(pid));
+  EXPECT_THAT(registered, testing::ElementsAre(false));
 }
 
 // What was not written since start() need not be looked at again.
