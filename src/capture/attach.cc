@@ -1,9 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/attach.h"
 
+#include "vmsieve/qemu/vm_lock.h"
+
 namespace vmsieve {
 
+namespace {
+
+constexpr std::chrono::seconds kFillPatience{30};
+
+}  // namespace
+
 Result<AttachedVm> attach(const VmAddress& address) {
+  // Where memory is still to come, a file's holes read as zeros.
+  VMSIEVE_TRY(VmLock::wait_for_fill(address.process.pid, kFillPatience));
   AttachedVm vm;
   vm.process = address.process;
   VMSIEVE_ASSIGN(vm.qmp, QmpClient::connect(address.qmp_path));

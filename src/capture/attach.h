@@ -23,7 +23,8 @@ struct AttachedVm {
 };
 
 /// Connects to the monitor and reads the RAM layout. The process at the socket's other end must be
-/// the one of `address`.
+/// the one of `address`. A VM whose memory another process is bringing in (a lazy restore) is waited for, for
+/// up to 30 s; kBusy then.
 Result<AttachedVm> attach(const VmAddress& address);
 
 /// The guest kernel, or why there is none to go by.

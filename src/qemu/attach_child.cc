@@ -185,30 +185,35 @@ AttachOutcome Tracer::run_call() {
 
 AttachOutcome Tracer::let_go() { return resume(PTRACE_DETACH, kept_signal_); }
 
-/// Takes the descriptor that the target's call has made, and closes it there.
-AttachOutcome move_descriptor(const AttachPlan& plan, Tracer& tracer, ThreadCall& call, long number,
+AttachOutcome close_there(Tracer& tracer, ThreadCall& call, long number) {
+  if (const auto set = call.start(SYS_close, {static_cast<u64>(number)}, false); !set.ok()) return set;
+  return tracer.run_call();
+}
+
+/// Takes the descriptor that the target's call has made, and closes it there unless it is shared.
+AttachOutcome take_descriptor(const AttachPlan& plan, Tracer& tracer, ThreadCall& call, long number,
                               int& taken) {
   taken = static_cast<int>(::syscall(SYS_pidfd_getfd, plan.target_handle, number, 0));
   const AttachOutcome outcome{taken >= 0 ? AttachStep::kDone : AttachStep::kTake, taken >= 0 ? 0 : errno};
-  if (const auto set = call.start(SYS_close, {static_cast<u64>(number)}, false); !set.ok()) return set;
-  if (const auto ran = tracer.run_call(); !ran.ok()) return ran;
+  if (plan.task == AttachTask::kShare && outcome.ok()) return outcome;
+  if (const auto closed = close_there(tracer, call, number); !closed.ok()) return closed;
   return outcome;
 }
 
-AttachOutcome make_and_move(const AttachPlan& plan, Tracer& tracer, ThreadCall& call, int& taken) {
+AttachOutcome make_and_take(const AttachPlan& plan, Tracer& tracer, ThreadCall& call, long& number,
+                            int& taken) {
   constexpr u64 kFlags = O_CLOEXEC | O_NONBLOCK;
   const auto set =
       plan.device < 0 ? call.start(SYS_userfaultfd, {kFlags}, true)
                       : call.start(SYS_ioctl, {static_cast<u64>(plan.device), kNewUserfaultfd, kFlags}, true);
   if (!set.ok()) return set;
   if (const auto ran = tracer.run_call(); !ran.ok()) return ran;
-  long number = -1;
   if (const auto read = call.read_result(number); !read.ok()) return read;
   if (number < 0) return {AttachStep::kCall, static_cast<int>(-number)};
-  return move_descriptor(plan, tracer, call, number, taken);
+  return take_descriptor(plan, tracer, call, number, taken);
 }
 
-AttachOutcome take(const AttachPlan& plan, ThreadCall& call, int& taken) {
+AttachOutcome work(const AttachPlan& plan, ThreadCall& call, long& number, int& taken) {
   Tracer tracer{plan};
   if (const auto stopped = tracer.stop(); !stopped.ok()) return stopped;
   if (const auto prepared = call.prepare(); !prepared.ok()) {
@@ -216,7 +221,9 @@ AttachOutcome take(const AttachPlan& plan, ThreadCall& call, int& taken) {
     return prepared;
   }
   // From here on the thread finds back by itself whenever this process ends.
-  const AttachOutcome outcome = make_and_move(plan, tracer, call, taken);
+  const AttachOutcome outcome = plan.task == AttachTask::kClose
+                                    ? close_there(tracer, call, plan.descriptor)
+                                    : make_and_take(plan, tracer, call, number, taken);
   if (outcome.step == AttachStep::kUnfinished || outcome.step == AttachStep::kGone) return outcome;
   const AttachOutcome restored = call.restore();
   const AttachOutcome released = tracer.let_go();
@@ -225,14 +232,13 @@ AttachOutcome take(const AttachPlan& plan, ThreadCall& call, int& taken) {
 }
 
 /// If the parent is gone there is nobody to tell.
-void report(int link, const AttachOutcome& outcome, int taken) {
-  AttachOutcome copy = outcome;
-  iovec bytes{&copy, sizeof copy};
+void say(int link, AttachReport report, int taken) {
+  iovec bytes{&report, sizeof report};
   msghdr message{};
   message.msg_iov = &bytes;
   message.msg_iovlen = 1;
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof taken)] = {};
-  if (outcome.ok()) {
+  if (report.outcome.ok() && taken >= 0) {
     message.msg_control = control;
     message.msg_controllen = sizeof control;
     cmsghdr* header = CMSG_FIRSTHDR(&message);
@@ -252,9 +258,10 @@ void run_attach_child(const AttachPlan& plan) noexcept {
   // Ignored, the stops would not be told.
   ::signal(SIGCHLD, SIG_DFL);
   ThreadCall call{plan.target, plan.calls};
+  long number = -1;
   int taken = -1;
-  const AttachOutcome outcome = take(plan, call, taken);
-  report(plan.link, outcome, taken);
+  const AttachOutcome outcome = work(plan, call, number, taken);
+  say(plan.link, {outcome, static_cast<int>(number)}, taken);
   ::_exit(0);
 }
 

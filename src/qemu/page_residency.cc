@@ -2,7 +2,10 @@
 #include "vmsieve/qemu/page_residency.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 #include <algorithm>
 #include <array>
@@ -53,6 +56,14 @@ std::vector<ByteRange> sorted(std::vector<ByteRange> ranges) {
   std::vector<ByteRange> merged;
   for (const ByteRange& range : ranges) append_range(merged, range);
   return merged;
+}
+
+/// hugetlbfs calls all of a file data, but counts its pages (mm/hugetlb.c, hugetlb_add_to_page_cache).
+bool is_untouched_hugetlb(int fd) {
+  struct statfs system {};
+  struct stat file {};
+  return ::fstatfs(fd, &system) == 0 && system.f_type == HUGETLBFS_MAGIC && ::fstat(fd, &file) == 0 &&
+         file.st_blocks == 0;
 }
 
 }  // namespace
@@ -186,6 +197,7 @@ Result<std::vector<bool>> Pagemap::write_protected(u64 start, u64 end) const {
 
 std::optional<std::vector<ByteRange>> data_ranges(int fd, u64 start, u64 end) {
   std::vector<ByteRange> ranges;
+  if (is_untouched_hugetlb(fd)) return ranges;
   while (start < end) {
     const off_t data = ::lseek(fd, static_cast<off_t>(start), SEEK_DATA);
     // ENXIO: no data from here on. Anything else: the file system cannot tell.

@@ -102,7 +102,7 @@ Error outcome_error(pid_t pid, const AttachOutcome& outcome) {
 }
 
 struct Report {
-  AttachOutcome outcome;
+  AttachReport said;
   UniqueFd taken;
 };
 
@@ -120,7 +120,7 @@ std::optional<Report> receive_report(int link, pid_t child) {
       return std::nullopt;
     }
     Report report;
-    iovec bytes{&report.outcome, sizeof report.outcome};
+    iovec bytes{&report.said, sizeof report.said};
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
     msghdr message{};
     message.msg_iov = &bytes;
@@ -129,7 +129,7 @@ std::optional<Report> receive_report(int link, pid_t child) {
     message.msg_controllen = sizeof control;
     const ssize_t n = ::recvmsg(link, &message, MSG_CMSG_CLOEXEC);
     if (n < 0 && errno == EINTR) continue;
-    if (n != sizeof report.outcome) return std::nullopt;
+    if (n != sizeof report.said) return std::nullopt;
     if (const cmsghdr* header = CMSG_FIRSTHDR(&message);
         header != nullptr && header->cmsg_type == SCM_RIGHTS) {
       int fd = -1;
@@ -147,14 +147,11 @@ void reap(pid_t child) {
   }
 }
 
-}  // namespace
-
-Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device) {
+/// Does the task in process `pid` by a child of ours; `plan` says which.
+Result<Report> attach(pid_t pid, AttachPlan plan) {
   VMSIEVE_ASSIGN(const UniqueFd handle, open_process(pid));
-  AttachPlan plan;
   plan.target = pid;
   plan.target_handle = handle.get();
-  plan.device = device.value_or(-1);
   VMSIEVE_ASSIGN(plan.calls, plan_calls(pid));
 
   int ends[2];
@@ -176,9 +173,37 @@ Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device) {
   std::optional<Report> report = receive_report(link.get(), child);
   reap(child);
   if (!report) return make_error(ErrorKind::kIo, "the attach child {} ended before its work was done", child);
-  if (!report->outcome.ok()) return outcome_error(pid, report->outcome);
-  if (!report->taken.valid()) return make_error(ErrorKind::kIo, "no descriptor of ours is free");
-  return std::move(report->taken);
+  if (!report->said.outcome.ok()) return outcome_error(pid, report->said.outcome);
+  return std::move(*report);
+}
+
+Error none_free() { return Error(ErrorKind::kIo, "no descriptor of ours is free"); }
+
+}  // namespace
+
+Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device) {
+  AttachPlan plan;
+  plan.task = AttachTask::kMove;
+  plan.device = device.value_or(-1);
+  VMSIEVE_ASSIGN(Report report, attach(pid, plan));
+  if (!report.taken.valid()) return none_free();
+  return std::move(report.taken);
+}
+
+Result<SharedUserfaultfd> share_userfaultfd(pid_t pid) {
+  AttachPlan plan;
+  plan.task = AttachTask::kShare;
+  VMSIEVE_ASSIGN(Report report, attach(pid, plan));
+  if (!report.taken.valid()) return none_free();
+  return SharedUserfaultfd{std::move(report.taken), report.said.descriptor};
+}
+
+Result<void> close_descriptor(pid_t pid, int descriptor) {
+  AttachPlan plan;
+  plan.task = AttachTask::kClose;
+  plan.descriptor = descriptor;
+  VMSIEVE_TRY(attach(pid, plan));
+  return {};
 }
 
 }  // namespace vmsieve

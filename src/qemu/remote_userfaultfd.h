@@ -43,4 +43,18 @@ namespace vmsieve {
 /// passed: `device` is that descriptor's number in the process.
 Result<UniqueFd> take_userfaultfd(pid_t pid, std::optional<int> device = std::nullopt);
 
+/// A userfaultfd of which the process has a descriptor too: as long as it lives the memory stays handled,
+/// whatever becomes of us.
+struct SharedUserfaultfd {
+  UniqueFd ours;
+  int theirs = -1;
+};
+
+/// As take_userfaultfd(), but the process keeps its descriptor. Nothing is lost when we die: it is then
+/// either not made, or closed, or kept.
+Result<SharedUserfaultfd> share_userfaultfd(pid_t pid);
+
+/// Closes a descriptor of the process in the same way. The caller knows that it is still the one it means.
+Result<void> close_descriptor(pid_t pid, int descriptor);
+
 }  // namespace vmsieve

@@ -3,14 +3,39 @@
 
 #include <fcntl.h>
 #include <cerrno>
+#include <thread>
 
 #include "vmsieve/base/runtime_folder.h"
 
 namespace vmsieve {
 
+namespace {
+
+constexpr char kFills[] = "fills.lock";
+
+}  // namespace
+
 Result<VmLock> VmLock::take(pid_t qemu) { return take_in("vms.lock", qemu, "saving"); }
 
 Result<VmLock> VmLock::take_for_watch(pid_t qemu) { return take_in("watches.lock", qemu, "watching"); }
+
+Result<VmLock> VmLock::take_for_fill(pid_t qemu) {
+  return take_in(kFills, qemu, "bringing in the memory of");
+}
+
+Result<void> VmLock::wait_for_fill(pid_t qemu, std::chrono::milliseconds patience) {
+  constexpr std::chrono::milliseconds kInterval{20};
+  const auto deadline = std::chrono::steady_clock::now() + patience;
+  for (;;) {
+    // Asked for and given back: it is never held for longer than an instant.
+    const auto free = take_for_fill(qemu);
+    if (free.ok()) return {};
+    if (std::chrono::steady_clock::now() >= deadline)
+      return make_error(ErrorKind::kBusy, "{}, still after {} s", free.error().message(),
+                        std::chrono::duration_cast<std::chrono::seconds>(patience).count());
+    std::this_thread::sleep_for(kInterval);
+  }
+}
 
 Result<VmLock> VmLock::take_in(const char* file_name, pid_t qemu, const char* does) {
   const std::string folder = runtime_folder();

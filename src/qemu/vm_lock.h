@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
+
 #include <sys/types.h>
 
 #include "vmsieve/base/fd.h"
@@ -19,6 +21,11 @@ class VmLock {
   static Result<VmLock> take(pid_t qemu);
   /// For a watch, which is not in the way of a save: a lock of its own, in watches.lock beside it.
   static Result<VmLock> take_for_watch(pid_t qemu);
+  /// For bringing its memory in (PageServer): in fills.lock.
+  static Result<VmLock> take_for_fill(pid_t qemu);
+  /// Waits until no other process brings the VM's memory in. kBusy naming it when that takes longer than
+  /// `patience`. Not for a process that holds such a lock itself: it would lose it.
+  static Result<void> wait_for_fill(pid_t qemu, std::chrono::milliseconds patience);
 
  private:
   static Result<VmLock> take_in(const char* file, pid_t qemu, const char* does);

@@ -2,11 +2,10 @@
 #include "vmsieve/qemu/write_protection.h"
 
 #include <linux/userfaultfd.h>
-#include <poll.h>
 #include <sys/ioctl.h>
-#include <unistd.h>
-#include <array>
 #include <cerrno>
+
+#include "vmsieve/qemu/userfaultfd_events.h"
 
 namespace vmsieve {
 
@@ -18,7 +17,6 @@ constexpr u64 kFeatureSharedAndHuge = u64{1} << 12;
 constexpr u64 kFeatureUnpopulated = u64{1} << 13;
 constexpr u64 kFeatureAsynchronous = u64{1} << 15;
 constexpr u64 kFeatures = kFeatureFlagWp | kFeatureSharedAndHuge | kFeatureUnpopulated;
-constexpr std::size_t kMessagesPerRead = 64;
 
 }  // namespace
 
@@ -85,22 +83,7 @@ Result<void> WriteProtection::protect(ByteRange range) const {
 Result<void> WriteProtection::release(ByteRange range) const { return change(range, 0, "release"); }
 
 Result<std::vector<u64>> WriteProtection::wait_for_writes(int timeout_ms) const {
-  std::vector<u64> pages;
-  pollfd poll{fd_.get(), POLLIN, 0};
-  const int ready = ::poll(&poll, 1, timeout_ms);
-  if (ready < 0 && errno != EINTR) return errno_error(errno, "cannot wait for writes");
-  if (ready <= 0) return pages;
-  std::array<uffd_msg, kMessagesPerRead> messages;
-  const ssize_t got = ::read(fd_.get(), messages.data(), sizeof messages);
-  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return pages;
-  if (got < 0) return errno_error(errno, "cannot read from a userfaultfd");
-  // POLLHUP or POLLERR: the other process's address space is gone.
-  if (got == 0) return Error(ErrorKind::kVanished, "the process has gone");
-  for (std::size_t i = 0; i < static_cast<std::size_t>(got) / sizeof(uffd_msg); ++i) {
-    if (messages[i].event == UFFD_EVENT_PAGEFAULT)
-      pages.push_back(round_down(messages[i].arg.pagefault.address, kPageSize));
-  }
-  return pages;
+  return wait_for_pages(fd_.get(), timeout_ms);
 }
 
 void WriteProtection::end() const {

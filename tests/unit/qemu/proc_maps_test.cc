@@ -24,6 +24,7 @@ namespace vmsieve {
 namespace {
 
 using testing::ElementsAre;
+using testing::IsEmpty;
 
 TEST(ProcMaps, LineWithAndWithoutName) {
   const auto maps = parse_maps(
@@ -283,6 +284,13 @@ TEST(DataRanges, OfAFileWithHoles) {
               ElementsAre(ByteRange{3 * kPageSize + 5, 3 * kPageSize + 9}));
   EXPECT_TRUE(data_ranges(fd->get(), 9 * kPageSize, 99 * kPageSize)->empty());
   EXPECT_TRUE(data_ranges(fd->get(), 0, 3 * kPageSize)->empty());
+}
+
+TEST(DataRanges, OfHugePagesThatNobodyTouchedAreNone) {
+  const UniqueFd fd{::memfd_create("huge", MFD_CLOEXEC | MFD_HUGETLB)};
+  if (!fd.valid()) GTEST_SKIP() << "no huge pages here";
+  ASSERT_EQ(::ftruncate(fd.get(), 4 * kMiB), 0);
+  EXPECT_THAT(*data_ranges(fd.get(), 0, 4 * kMiB), IsEmpty());
 }
 
 TEST(DataRanges, OfWhatIsNoFileAreUnknown) {
