@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/restore/restore.h"
 
+#include <unistd.h>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
 
+#include "background.h"
 #include "cli.h"
 #include "saving.h"
 #include "vmsieve/restore/launch.h"
@@ -15,7 +17,9 @@ namespace {
 
 struct Options {
   std::string checkpoint;
+  bool lazy = false;
   bool eager = false;
+  bool wait = false;
   bool foreground = false;
   bool stopped = false;
   StartingOptions starting;
@@ -24,23 +28,82 @@ struct Options {
   RestoreOptions restore;
 };
 
-int print_report(const std::string& id, const RestoreReport& restored, const Common& common) {
-  if (common.json) {
-    print_json({{"checkpoint", id},
-                {"pid", restored.pid},
-                {"qmp", restored.qmp_path},
-                {"ready_ms", restored.ready_ms},
-                {"running", restored.running},
-                {"log", restored.log_path},
-                {"qemu", restored.qemu_version},
-                {"machine", restored.machine_type}});
-  } else {
-    fmt::print("checkpoint {} {} as process {} after {}\nmonitor {}\noutput of QEMU in {}\n", id,
-               restored.running ? "runs" : "stands stopped", restored.pid, human_ms(restored.ready_ms),
-               restored.qmp_path, restored.log_path);
-  }
+Json restored_json(const std::string& id, const RestoreReport& restored) {
+  Json json{{"checkpoint", id},
+            {"mode", restored.lazy ? "lazy" : "eager"},
+            {"pid", restored.pid},
+            {"qmp", restored.qmp_path},
+            {"ready_ms", restored.ready_ms},
+            {"start_ms", restored.start_ms},
+            {"running", restored.running},
+            {"log", restored.log_path},
+            {"qemu", restored.qemu_version},
+            {"machine", restored.machine_type}};
+  if (restored.lazy) json["filled_by"] = ::getpid();
+  if (!restored.eager_reason.empty()) json["eager_reason"] = restored.eager_reason;
+  return json;
+}
+
+Json fill_json(const FillFigures& fill) {
+  return {{"ms", fill.fill_ms},
+          {"bytes", fill.pages * kPageSize},
+          {"faults", fill.faults},
+          {"longest_fault_ms", fill.longest_fault_ms}};
+}
+
+void print_text(const std::string& id, const RestoreReport& restored) {
+  fmt::print("checkpoint {} {} as process {} after {}\nmonitor {}\noutput of QEMU in {}\n", id,
+             restored.running ? "runs" : "stands stopped", restored.pid, human_ms(restored.ready_ms),
+             restored.qmp_path, restored.log_path);
+}
+
+/// Until the guest's memory is complete, and with --foreground until QEMU ends.
+int restore_to_the_end(const Store& store, const std::string& id, const Options& options,
+                       const Common& common) {
+  const auto restored = restore(store, id, options.restore, progress_bar(common));
+  if (!restored) return report(restored.error(), common);
+  end_progress(common);
+  Json json = restored_json(id, restored->report);
+  const bool tell_early = !options.wait;
+  if (!common.json) print_text(id, restored->report);
+  if (common.json && tell_early) print_json(json);
   std::fflush(stdout);
+  if (restored->server != nullptr) {
+    const auto filled = restored->server->wait(progress_bar(common));
+    end_progress(common);
+    if (!filled) return report(filled.error(), common);
+    const FillFigures figures = restored->server->figures();
+    json["fill"] = fill_json(figures);
+    if (!common.json)
+      fmt::print("all of its memory is there after {}: {}, {} pages waited for, {} at most\n",
+                 human_ms(figures.fill_ms), human_bytes(figures.pages * kPageSize), figures.faults,
+                 human_ms(figures.longest_fault_ms));
+  }
+  if (common.json && !tell_early) print_json(json);
+  std::fflush(stdout);
+  if (options.foreground) {
+    if (const auto ended = wait_for_exit(restored->report.pid); !ended) return report(ended.error(), common);
+  }
   return kExitOk;
+}
+
+/// `ready` is called when the guest is back; its memory may still be to come.
+int restore_and_serve(const Store& store, const std::string& id, const Options& options, const Common& common,
+                      const std::function<void(int)>& ready) {
+  const auto restored = restore(store, id, options.restore, progress_bar(common));
+  if (!restored) return report(restored.error(), common);
+  end_progress(common);
+  if (common.json) {
+    print_json(restored_json(id, restored->report));
+  } else {
+    print_text(id, restored->report);
+    if (restored->server != nullptr)
+      fmt::print("process {} brings its memory in and ends when all is there\n", ::getpid());
+  }
+  ready(kExitOk);
+  if (restored->server == nullptr) return kExitOk;
+  const auto filled = restored->server->wait();
+  return filled ? kExitOk : exit_code(filled.error().kind());
 }
 
 int restore_checkpoint(Options& options, const Common& common) {
@@ -50,6 +113,8 @@ int restore_checkpoint(Options& options, const Common& common) {
   if (!id) return report(id.error(), common);
   RestoreOptions& restoring = options.restore;
   set_starting_options(options.starting, restoring);
+  if (options.lazy) restoring.mode = RestoreMode::kLazy;
+  if (options.eager) restoring.mode = RestoreMode::kEager;
   if (!options.qmp.empty()) restoring.qmp_path = options.qmp;
   if (options.stopped) restoring.after = AfterRestore::kStopped;
   if (!options.omitted_fill.empty()) {
@@ -61,14 +126,13 @@ int restore_checkpoint(Options& options, const Common& common) {
     }
     restoring.omitted_fill = static_cast<u8>(fill);
   }
-  const auto restored = restore(**store, *id, restoring, progress_bar(common));
-  if (!restored) return report(restored.error(), common);
-  end_progress(common);
-  print_report(*id, *restored, common);
-  if (options.foreground) {
-    if (const auto ended = wait_for_exit(restored->pid); !ended) return report(ended.error(), common);
-  }
-  return kExitOk;
+  if (options.foreground || options.wait || options.eager)
+    return restore_to_the_end(**store, *id, options, common);
+  return run_in_background(
+      [&](const std::function<void(int)>& ready) {
+        return restore_and_serve(**store, *id, options, common, ready);
+      },
+      common);
 }
 
 }  // namespace
@@ -79,13 +143,19 @@ void add_restore(CLI::App& app, int& status) {
   CLI::App* command =
       app.add_subcommand("restore", "start a QEMU from a checkpoint; it runs in the background");
   command->add_option("CHECKPOINT", options->checkpoint, "id, unique prefix, or VMNAME@latest")->required();
-  command->add_flag("--eager", options->eager, "fill all memory before the guest runs (the only mode yet)");
+  CLI::Option* const lazy = command->add_flag(
+      "--lazy", options->lazy, "run the guest before its memory is there, or fail (default: where possible)");
+  command->add_flag("--eager", options->eager, "check and fill all memory before the guest runs")
+      ->excludes(lazy);
+  command->add_flag("--wait", options->wait, "wait until all memory is there");
   command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);
   command->add_option("--qmp", options->qmp,
                       "where the new monitor listens (default: where the old one did)");
-  command->add_option("--threads", options->restore.threads, "threads that decode (default: by the cores)")
+  command
+      ->add_option("--threads", options->restore.threads,
+                   "threads that decode, and bring memory in (default: by the cores)")
       ->check(CLI::Range(1U, 256U));
   command->add_option("--omitted-fill", options->omitted_fill,
                       "for tests: omitted pages read as this byte instead of zero");

@@ -2,6 +2,7 @@
 #include "vmsieve/qemu/process.h"
 
 #include <dirent.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -207,6 +208,11 @@ Result<UniqueFd> open_process(pid_t pid) {
     return make_error(ErrorKind::kUnsupported, "the host's kernel has no pidfd_open (Linux 5.3)");
   }
   return errno_error(errno, fmt::format("cannot open process {}", pid));
+}
+
+bool has_ended(int process, std::chrono::milliseconds patience) {
+  pollfd end{process, POLLIN, 0};
+  return ::poll(&end, 1, static_cast<int>(patience.count())) > 0;
 }
 
 Result<std::vector<QemuProcess>> list_qemu_processes() {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,9 @@ Result<QemuProcess> read_qemu_process(pid_t pid);
 
 /// A handle of the process (pidfd_open(2), Linux 5.3), readable when it has ended. kVanished when it is gone.
 Result<UniqueFd> open_process(pid_t pid);
+
+/// Does the process of this handle end within `patience`, or has it already?
+bool has_ended(int process, std::chrono::milliseconds patience = std::chrono::milliseconds(0));
 
 /// A VM that the user named, and the monitor to talk to.
 struct VmAddress {

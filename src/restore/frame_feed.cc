@@ -12,11 +12,11 @@ constexpr std::size_t kFramesPerThread = 4;
 
 }  // namespace
 
-std::vector<FrameJob> frame_jobs(const MemoryIndex& index) {
+std::vector<FrameJob> frame_jobs(const MemoryIndex& index, const std::vector<bool>& elsewhere) {
   std::vector<FrameJob> jobs(index.frames.size());
   for (std::size_t i = 0; i < jobs.size(); ++i) jobs[i].frame = i;
   for (u32 block = 0; block < index.blocks.size(); ++block) {
-    if (index.blocks[block].name.empty()) continue;
+    if (index.blocks[block].name.empty() || (!elsewhere.empty() && elsewhere[block])) continue;
     for (const PageRun& run : index.blocks[block].runs) {
       if (run.kind != RunKind::kData) continue;
       jobs[run.frame].placements.push_back({block, run.first_page, run.pages, run.page_in_frame});

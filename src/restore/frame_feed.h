@@ -28,9 +28,10 @@ struct FrameJob {
   std::vector<PagePlacement> placements;
 };
 
-/// The frames that an index uses, each once, in the order in which they lie in the objects. Blocks without
-/// a name are left out: QEMU does not migrate them.
-std::vector<FrameJob> frame_jobs(const MemoryIndex& index);
+/// The frames that an index uses, each once, in the order in which they lie in the objects. Left out are
+/// blocks without a name, which QEMU does not migrate, and those that are brought in otherwise:
+/// `elsewhere[i]` says whether block i is (empty: none).
+std::vector<FrameJob> frame_jobs(const MemoryIndex& index, const std::vector<bool>& elsewhere = {});
 
 /// Reads and decodes frames ahead of one consumer, by some threads, in bounded memory: four frames of at most
 /// kMaxFrameBytes (and as many stored bytes) a thread. The order of what comes out is not defined.

@@ -5,12 +5,10 @@ namespace vmsieve {
 
 namespace {
 
-u64 data_bytes(const MemoryIndex& index) {
+u64 data_bytes(const BlockIndex& block) {
   u64 bytes = 0;
-  for (const BlockIndex& block : index.blocks) {
-    for (const PageRun& run : block.runs) {
-      if (run.kind == RunKind::kData && !block.name.empty()) bytes += run.pages * kPageSize;
-    }
+  for (const PageRun& run : block.runs) {
+    if (run.kind == RunKind::kData) bytes += run.pages * kPageSize;
   }
   return bytes;
 }
@@ -43,18 +41,19 @@ StreamLayout stream_layout(const MemoryIndex& index) {
 
 Result<SentPages> send_memory(std::span<const BlockRecord> records, const MemoryIndex& index, FrameFeed& feed,
                               MigrationStreamWriter& writer, bool old_bytes_show,
-                              const ProgressFunction& progress) {
+                              const std::vector<bool>& elsewhere, const ProgressFunction& progress) {
   VMSIEVE_CHECK(records.size() == index.blocks.size());
   const StreamLayout layout = stream_layout(index);
   SentPages sent;
+  Progress at{"loading memory", 0, 0};
   for (std::size_t i = 0; i < index.blocks.size(); ++i) {
-    if (layout.of_index[i] == StreamLayout::kNone) continue;
+    if (layout.of_index[i] == StreamLayout::kNone || (!elsewhere.empty() && elsewhere[i])) continue;
+    at.total_bytes += data_bytes(index.blocks[i]);
     const bool zeros_too = old_bytes_show || !records[i].guest_ram;
     VMSIEVE_ASSIGN(const u64 fills, send_fills(index.blocks[i], layout.of_index[i], zeros_too, writer));
     sent.fill += fills;
   }
 
-  Progress at{"loading memory", 0, data_bytes(index)};
   for (;;) {
     VMSIEVE_ASSIGN(const auto decoded, feed.next());
     if (!decoded) return sent;

@@ -33,11 +33,14 @@ struct SentPages {
 ///  - Main memory (BlockRecord::guest_ram) reads as zeros in a new QEMU, so its zero pages, free or not,
 ///    stay out, unless `old_bytes_show`. Free pages that must read as another byte (the kernel's poison) are
 ///    sent.
+///  - Nothing is sent of blocks that are brought in otherwise (`elsewhere[i]`; empty: none). `feed` has none
+///  of
+///    their pages.
 ///  - Every page of all other blocks is sent: firmware and option ROMs, video memory and ACPI tables may hold
 ///    bytes of the new QEMU's own.
 /// Every frame was checked before its first page is sent; on an error the stream is incomplete.
 Result<SentPages> send_memory(std::span<const BlockRecord> records, const MemoryIndex& index, FrameFeed& feed,
                               MigrationStreamWriter& writer, bool old_bytes_show,
-                              const ProgressFunction& progress);
+                              const std::vector<bool>& elsewhere, const ProgressFunction& progress);
 
 }  // namespace vmsieve

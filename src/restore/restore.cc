@@ -10,6 +10,7 @@
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
 #include "vmsieve/restore/launch.h"
+#include "vmsieve/restore/lazy_start.h"
 #include "vmsieve/restore/preflight.h"
 #include "vmsieve/restore/qmp_place.h"
 #include "vmsieve/restore/ram_files.h"
@@ -51,9 +52,8 @@ bool shall_run(const Manifest& manifest, AfterRestore after) {
   return after == AfterRestore::kRunning || (after == AfterRestore::kAsSaved && manifest.was_running);
 }
 
-std::unique_ptr<FrameFeed> start_decoding(const CheckpointReader& reader, unsigned threads) {
-  if (threads == 0) threads = std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads);
-  return std::make_unique<FrameFeed>(reader, frame_jobs(reader.index()), threads);
+unsigned thread_count(unsigned asked) {
+  return asked != 0 ? asked : std::clamp(std::thread::hardware_concurrency(), 1U, kMostThreads);
 }
 
 /// The index with another byte for the pages that were left out.
@@ -66,21 +66,54 @@ MemoryIndex with_omitted_fill(MemoryIndex index, u8 fill) {
   return index;
 }
 
+/// One restore on its way.
+struct Work {
+  std::shared_ptr<const CheckpointReader> reader;
+  std::optional<MemoryIndex> changed;
+  std::vector<std::byte> device_state;
+  unsigned threads = 1;
+  bool old_bytes_show = false;
+  std::vector<bool> brought_elsewhere;
+  std::unique_ptr<FrameFeed> feed;
+  std::unique_ptr<PageServer> server;
+
+  const MemoryIndex& index() const { return changed ? *changed : reader->index(); }
+  void start_decoding() {
+    feed = std::make_unique<FrameFeed>(*reader, frame_jobs(index(), brought_elsewhere), threads);
+  }
+};
+
+/// Lets the server have the new QEMU's main memory. None where that cannot be had; `reason` says why.
+Result<void> try_lazy(Work& work, RunningQemu& qemu, RestoreMode mode, std::string& reason) {
+  auto lazy = start_lazy(work.reader, work.index(), qemu.qmp(), {qemu.pid(), qemu.log_path()}, work.threads);
+  if (lazy.ok()) {
+    work.server = std::move(lazy->server);
+    work.brought_elsewhere = std::move(lazy->brought);
+    return {};
+  }
+  const ErrorKind kind = lazy.error().kind();
+  const bool cannot =
+      kind == ErrorKind::kUnsupported || kind == ErrorKind::kPermission || kind == ErrorKind::kBusy;
+  if (!cannot || mode == RestoreMode::kLazy)
+    return lazy.error().with_context("a lazy restore is not possible");
+  reason = lazy.error().message();
+  return {};
+}
+
 /// All but the stream's end, which begins with the device state: from there on QEMU runs the guest as soon as
 /// it has it all.
-Result<SentPages> load(const CheckpointReader& reader, const MemoryIndex& index,
-                       std::span<const std::byte> device_state, FrameFeed& feed, RunningQemu& qemu,
-                       bool old_bytes_show, const ProgressFunction& progress, u64& bytes) {
-  VMSIEVE_ASSIGN(const StreamFormat format, read_stream_format(qemu.qmp(), device_state));
+Result<SentPages> load(const Work& work, RunningQemu& qemu, const ProgressFunction& progress, u64& bytes) {
+  const Manifest& manifest = work.reader->manifest();
+  VMSIEVE_ASSIGN(const StreamFormat format, read_stream_format(qemu.qmp(), work.device_state));
   MigrationStreamWriter writer{[&](std::span<const std::byte> chunk) {
                                  bytes += chunk.size();
                                  return qemu.send(chunk);
                                },
-                               reader.manifest().machine_type, stream_layout(index).blocks, format};
+                               manifest.machine_type, stream_layout(work.index()).blocks, format};
   VMSIEVE_TRY(writer.begin());
-  VMSIEVE_ASSIGN(const SentPages sent,
-                 send_memory(reader.manifest().blocks, index, feed, writer, old_bytes_show, progress));
-  VMSIEVE_TRY(writer.finish(device_state));
+  VMSIEVE_ASSIGN(const SentPages sent, send_memory(manifest.blocks, work.index(), *work.feed, writer,
+                                                   work.old_bytes_show, work.brought_elsewhere, progress));
+  VMSIEVE_TRY(writer.finish(work.device_state));
   qemu.close_stream();
   return sent;
 }
@@ -123,15 +156,17 @@ Result<bool> make_run(RunningQemu& qemu, bool run) {
 }
 
 /// The steps with the new QEMU, whose own words explain most errors.
-Result<void> bring_back(const CheckpointReader& reader, const MemoryIndex& index,
-                        std::span<const std::byte> device_state, FrameFeed& feed, RunningQemu& qemu,
-                        bool old_bytes_show, bool run, const ProgressFunction& progress,
-                        RestoreReport& report) {
-  VMSIEVE_TRY(check_blocks(reader.manifest(), qemu.qmp()));
+Result<void> bring_back(Work& work, RunningQemu& qemu, RestoreMode mode, bool run,
+                        const ProgressFunction& progress, RestoreReport& report) {
+  VMSIEVE_TRY(check_blocks(work.reader->manifest(), qemu.qmp()));
 
   // ---- the new QEMU gets the checkpoint; it ends by itself if we do ----
-  VMSIEVE_ASSIGN(report.sent, load(reader, index, device_state, feed, qemu, old_bytes_show, progress,
-                                   report.stream_bytes));
+  if (work.feed == nullptr) {
+    // Before the device state: to load it, QEMU reads the guest's memory.
+    VMSIEVE_TRY(try_lazy(work, qemu, mode, report.eager_reason));
+    work.start_decoding();
+  }
+  VMSIEVE_ASSIGN(report.sent, load(work, qemu, progress, report.stream_bytes));
   VMSIEVE_TRY(wait_until_loaded(qemu));
   VMSIEVE_ASSIGN(report.running, make_run(qemu, run));
   // ---- the guest is back ----
@@ -140,20 +175,20 @@ Result<void> bring_back(const CheckpointReader& reader, const MemoryIndex& index
 
 }  // namespace
 
-Result<RestoreReport> restore(const Store& store, const std::string& id, const RestoreOptions& options,
-                              const ProgressFunction& progress) {
+Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+                         const ProgressFunction& progress) {
   const Stopwatch watch;
   const auto say = [&](std::string_view phase) {
     if (progress) progress({phase, 0, 0});
   };
 
   say("checking the checkpoint");
-  VMSIEVE_ASSIGN(const auto reader, CheckpointReader::open(store, id));
-  VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, reader->device_state());
-  const Manifest& manifest = reader->manifest();
-  std::optional<MemoryIndex> changed;
-  if (options.omitted_fill) changed = with_omitted_fill(reader->index(), *options.omitted_fill);
-  const MemoryIndex& index = changed ? *changed : reader->index();
+  Work work;
+  VMSIEVE_ASSIGN(work.reader, CheckpointReader::open(store, id));
+  VMSIEVE_ASSIGN(work.device_state, work.reader->device_state());
+  work.threads = thread_count(options.threads);
+  const Manifest& manifest = work.reader->manifest();
+  if (options.omitted_fill) work.changed = with_omitted_fill(work.reader->index(), *options.omitted_fill);
   const bool run = shall_run(manifest, options.after);
 
   VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
@@ -166,10 +201,20 @@ Result<RestoreReport> restore(const Store& store, const std::string& id, const R
   VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));
   VMSIEVE_ASSIGN(const RamFileCheck ram_files,
                  check_ram_files(find_ram_files(command_line, manifest.working_directory)));
+  work.old_bytes_show = ram_files.old_bytes_show || fills_memory_itself(command_line);
+
+  RestoreReport report;
+  if (options.mode != RestoreMode::kEager) {
+    report.eager_reason =
+        work.old_bytes_show ? "its memory holds something already" : why_not_lazy(command_line);
+    if (options.mode == RestoreMode::kLazy && !report.eager_reason.empty()) {
+      return make_error(ErrorKind::kUnsupported, "a lazy restore is not possible: {}", report.eager_reason);
+    }
+  }
   VMSIEVE_ASSIGN(QmpPlace place, claim_place(manifest, options));
 
   say("starting QEMU");
-  const auto feed = start_decoding(*reader, options.threads);
+  if (options.mode == RestoreMode::kEager || !report.eager_reason.empty()) work.start_decoding();
   VMSIEVE_TRY(clear_ram_files(ram_files.to_clear));
   VMSIEVE_ASSIGN(const auto qemu, RunningQemu::start({.executable = executable,
                                                       .arguments = command_line.arguments(),
@@ -178,7 +223,6 @@ Result<RestoreReport> restore(const Store& store, const std::string& id, const R
                                                       .timeout = options.start_timeout},
                                                      std::move(place)));
 
-  RestoreReport report;
   report.pid = qemu->pid();
   report.executable = executable;
   report.arguments = command_line.arguments();
@@ -188,14 +232,16 @@ Result<RestoreReport> restore(const Store& store, const std::string& id, const R
   report.machine_type = manifest.machine_type;
   report.was_running = manifest.was_running;
   report.start_ms = watch.ms();
-  const bool old_bytes_show = ram_files.old_bytes_show || fills_memory_itself(command_line);
-  const auto back =
-      bring_back(*reader, index, device_state, *feed, *qemu, old_bytes_show, run, progress, report);
-  if (!back) return qemu->explain(back.error());
+  if (const auto back = bring_back(work, *qemu, options.mode, run, progress, report); !back) {
+    // What the server has met is the cause of what QEMU has.
+    const auto cause = work.server != nullptr ? work.server->error() : std::nullopt;
+    return cause ? *cause : qemu->explain(back.error());
+  }
 
   qemu->detach();
+  report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
-  return report;
+  return Restored{std::move(report), std::move(work.server)};
 }
 
 }  // namespace vmsieve

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -11,6 +12,7 @@
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/restore/memory_sender.h"
+#include "vmsieve/restore/page_server.h"
 #include "vmsieve/store/store.h"
 
 namespace vmsieve {
@@ -22,7 +24,16 @@ enum class AfterRestore {
   kStopped,
 };
 
+/// When does the guest run: at once, its memory coming in as it is touched and beside that (PageServer), or
+/// when all of its memory is there?
+enum class RestoreMode {
+  kAny,    ///< at once where that is possible
+  kLazy,   ///< at once, or not at all
+  kEager,  ///< every frame is read and checked before the guest runs
+};
+
 struct RestoreOptions {
+  RestoreMode mode = RestoreMode::kAny;
   std::optional<std::string> qemu_executable = std::nullopt;  ///< --qemu; else the recorded one
   std::optional<std::string> qmp_path = std::nullopt;         ///< --qmp; else claim_default_qmp_place()
   std::vector<std::string> set = {};                          ///< --set, in order: QemuCommandLine::set()
@@ -32,7 +43,7 @@ struct RestoreOptions {
   AfterRestore after = AfterRestore::kAsSaved;
   /// For tests: pages that were left out as free read as this byte. A guest must not be able to tell.
   std::optional<u8> omitted_fill = std::nullopt;
-  unsigned threads = 0;  ///< that decode; 0: as many as there are cores, at most 4
+  unsigned threads = 0;  ///< that decode, and bring memory in; 0: as many as there are cores, at most 4
   std::chrono::milliseconds start_timeout{120000};
 };
 
@@ -46,14 +57,23 @@ struct RestoreReport {
   std::string machine_type;
   bool was_running = false;  ///< at the checkpoint
   bool running = false;      ///< now
+  bool lazy = false;         ///< memory is still to come
+  std::string eager_reason;  ///< why not; empty when it was asked for
   SentPages sent;
   u64 stream_bytes = 0;
   double start_ms = 0;  ///< until the new QEMU answered
   double ready_ms = 0;  ///< until the guest ran (or stands, complete)
 };
 
-/// Brings a guest back in a new QEMU with the recorded command line. The checkpoint is checked before
-/// anything starts, every frame before its pages reach the guest. When this returns an error, or the
+/// A guest that is back.
+struct Restored {
+  RestoreReport report;
+  /// Of a lazy restore: brings the memory in from now on. Its end before all is there ends the new QEMU too.
+  std::unique_ptr<PageServer> server;
+};
+
+/// Brings a guest back in a new QEMU with the recorded command line. What describes the checkpoint is checked
+/// before anything starts, every frame before its pages reach the guest. When this returns an error, or the
 /// process dies in the middle, the new QEMU is ended, and the guest in it has not run an instruction (save
 /// when the monitor of a QEMU that has taken everything stops answering: it is ended then too).
 ///
@@ -61,7 +81,7 @@ struct RestoreReport {
 ///
 /// The new QEMU is a child of this process, in a session of its own; a program that lives on collects
 /// its exit status with wait_for_exit() (launch.h).
-Result<RestoreReport> restore(const Store& store, const std::string& id, const RestoreOptions& options,
-                              const ProgressFunction& progress = {});
+Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+                         const ProgressFunction& progress = {});
 
 }  // namespace vmsieve

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/watch/watch.h"
 
-#include <poll.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -21,11 +20,6 @@ using TimePoint = Clock::time_point;
 constexpr std::chrono::milliseconds kAnswerPatience{5000};
 constexpr std::chrono::milliseconds kDeathPatience{10000};
 constexpr std::chrono::milliseconds kShortLife{10000};
-
-bool has_ended(int process, std::chrono::milliseconds patience = std::chrono::milliseconds(0)) {
-  pollfd end{process, POLLIN, 0};
-  return ::poll(&end, 1, static_cast<int>(patience.count())) > 0;
-}
 
 class Watch {
  public:
@@ -128,7 +122,7 @@ class Watch {
     restarted_ = Clock::now();
     std::optional<Error> last;
     for (auto id = ids.rbegin(); id != ids.rend(); ++id) {
-      auto restored = restore(store_, *id, options_.restore, progress_);
+      const auto restored = bring_back_from(*id);
       if (!restored.ok()) {
         last = restored.error();
         tell_({.kind = WatchEvent::Kind::kUnusable, .error = *last, .checkpoint = *id});
@@ -144,6 +138,13 @@ class Watch {
     }
     if (last) return last->with_context("the VM cannot be brought back");
     return Error(ErrorKind::kNotFound, "the VM cannot be brought back: no checkpoint of it was taken");
+  }
+
+  /// The guest runs at once; until all of its memory is there, no checkpoint can be taken of it.
+  Result<RestoreReport> bring_back_from(const std::string& id) {
+    VMSIEVE_ASSIGN(const Restored restored, restore(store_, id, options_.restore, progress_));
+    if (restored.server != nullptr) VMSIEVE_TRY(restored.server->wait(progress_));
+    return restored.report;
   }
 
   VmAddress vm_;

@@ -3,6 +3,7 @@
 #include "vmsieve/restore/restore.h"
 
 #include <map>
+#include <tuple>
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -17,14 +18,14 @@ using test::Folder;
 using test::Process;
 using ::testing::HasSubstr;
 
-struct Setup {
+struct Machine {
   const char* name;
   std::string qemu;
   std::string machine;
   std::vector<std::string> more;
 };
 
-void PrintTo(const Setup& setup, std::ostream* out) { *out << setup.name; }
+void PrintTo(const Machine& setup, std::ostream* out) { *out << setup.name; }
 
 std::unique_ptr<Store> make_store(const Folder& folder) {
   auto store = open_directory_store(folder / "store", true);
@@ -38,23 +39,37 @@ std::string save(const FirmwareGuest& guest, Store& store) {
   return saved.ok() ? saved->manifest.id : "";
 }
 
-class RoundTrip : public ::testing::TestWithParam<Setup> {};
+using Way = std::tuple<Machine, RestoreMode>;
+
+class RoundTrip : public ::testing::TestWithParam<Way> {
+ protected:
+  const Machine& setup() const { return std::get<0>(GetParam()); }
+  RestoreOptions options() const {
+    return {.mode = std::get<1>(GetParam()), .qemu_executable = setup().qemu};
+  }
+};
 
 TEST_P(RoundTrip, StoppedGuestComesBackByteForByte) {
-  REQUIRE_PROGRAM(GetParam().qemu);
+  REQUIRE_PROGRAM(setup().qemu);
   const Folder folder;
   const auto store = make_store(folder);
-  FirmwareGuest guest{folder, GetParam().qemu, GetParam().machine, GetParam().more};
+  FirmwareGuest guest{folder, setup().qemu, setup().machine, setup().more};
   guest.stop();
   const std::string id = save(guest, *store);
   const auto before = test::all_blocks(*guest.qmp(), guest.pid());
   const auto registers = guest.qmp()->human("info registers");
   guest.end();
 
-  const auto report = restore(*store, id, {.qemu_executable = GetParam().qemu});
-  ASSERT_TRUE(report.ok()) << report.error().message();
+  const auto restored = restore(*store, id, options());
+  ASSERT_TRUE(restored.ok()) << restored.error().message();
+  const RestoreReport* const report = &restored->report;
   const Process process{report->pid};
   EXPECT_FALSE(report->running);
+  EXPECT_EQ(report->lazy, restored->server != nullptr);
+  if (restored->server != nullptr) {
+    const auto filled = restored->server->wait();
+    ASSERT_TRUE(filled.ok()) << filled.error().message();
+  }
   const auto qmp = QmpClient::connect(report->qmp_path);
   ASSERT_TRUE(qmp.ok());
   EXPECT_EQ(test::all_blocks(**qmp, report->pid), before);
@@ -62,15 +77,16 @@ TEST_P(RoundTrip, StoppedGuestComesBackByteForByte) {
 }
 
 TEST_P(RoundTrip, RunningGuestRunsOn) {
-  REQUIRE_PROGRAM(GetParam().qemu);
+  REQUIRE_PROGRAM(setup().qemu);
   const Folder folder;
   const auto store = make_store(folder);
-  FirmwareGuest guest{folder, GetParam().qemu, GetParam().machine, GetParam().more};
+  FirmwareGuest guest{folder, setup().qemu, setup().machine, setup().more};
   const std::string id = save(guest, *store);
   guest.end();
 
-  const auto report = restore(*store, id, {.qemu_executable = GetParam().qemu});
-  ASSERT_TRUE(report.ok()) << report.error().message();
+  const auto restored = restore(*store, id, options());
+  ASSERT_TRUE(restored.ok()) << restored.error().message();
+  const RestoreReport* const report = &restored->report;
   const Process process{report->pid};
   EXPECT_TRUE(report->running);
   EXPECT_EQ(report->qmp_path, guest.qmp_path());
@@ -93,20 +109,25 @@ const std::vector<std::string> kDevices{
 
 INSTANTIATE_TEST_SUITE_P(
     Machines, RoundTrip,
-    ::testing::Values(
-        Setup{"pc_plain", test::system_qemu(), "pc", {}},
-        Setup{"pc_devices", test::system_qemu(), "pc", kDevices},
-        Setup{"pc_old_without_footers", test::system_qemu(), "pc-i440fx-2.3", {}},
-        Setup{"q35_memfd", test::system_qemu(), "q35,memory-backend=ram0", kMemfd},
-        Setup{"q35_private_memfd", test::system_qemu(), "q35,memory-backend=ram0", kPrivateMemfd},
-        Setup{"q35_shared_file", test::system_qemu(), "q35,memory-backend=ram0", kSharedFile},
-        Setup{"q35_private_file", test::system_qemu(), "q35,memory-backend=ram0", kPrivateFile},
-        Setup{"microvm", test::system_qemu(), "microvm", {}},
-        Setup{"qemu10_pc", test::lab_qemu_10(), "pc", {}},
-        Setup{"qemu10_q35_devices", test::lab_qemu_10(), "q35", kDevices},
-        Setup{"qemu10_q35_shared_file", test::lab_qemu_10(), "q35,memory-backend=ram0", kSharedFile},
-        Setup{"qemu10_microvm_memfd", test::lab_qemu_10(), "microvm,memory-backend=ram0", kMemfd}),
-    [](const auto& parameters) { return std::string{parameters.param.name}; });
+    ::testing::Combine(
+        ::testing::Values(
+            Machine{"pc_plain", test::system_qemu(), "pc", {}},
+            Machine{"pc_devices", test::system_qemu(), "pc", kDevices},
+            Machine{"pc_old_without_footers", test::system_qemu(), "pc-i440fx-2.3", {}},
+            Machine{"q35_memfd", test::system_qemu(), "q35,memory-backend=ram0", kMemfd},
+            Machine{"q35_private_memfd", test::system_qemu(), "q35,memory-backend=ram0", kPrivateMemfd},
+            Machine{"q35_shared_file", test::system_qemu(), "q35,memory-backend=ram0", kSharedFile},
+            Machine{"q35_private_file", test::system_qemu(), "q35,memory-backend=ram0", kPrivateFile},
+            Machine{"microvm", test::system_qemu(), "microvm", {}},
+            Machine{"qemu10_pc", test::lab_qemu_10(), "pc", {}},
+            Machine{"qemu10_q35_devices", test::lab_qemu_10(), "q35", kDevices},
+            Machine{"qemu10_q35_shared_file", test::lab_qemu_10(), "q35,memory-backend=ram0", kSharedFile},
+            Machine{"qemu10_microvm_memfd", test::lab_qemu_10(), "microvm,memory-backend=ram0", kMemfd}),
+        ::testing::Values(RestoreMode::kEager, RestoreMode::kAny)),
+    [](const auto& parameters) {
+      return fmt::format("{}_{}", std::get<0>(parameters.param).name,
+                         std::get<1>(parameters.param) == RestoreMode::kEager ? "eager" : "lazy");
+    });
 
 }  // namespace
 }  // namespace vmsieve
