@@ -9,7 +9,7 @@ _vmsieve() {
   local cur prev command="" word
   cur="${COMP_WORDS[COMP_CWORD]}"
   prev="${COMP_WORDS[COMP_CWORD - 1]}"
-  local commands="ls inspect save watch untrack restore log show verify rm"
+  local commands="ls inspect save watch untrack restore export log show verify rm"
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     if [[ " $commands " == *" $word "* ]]; then
       command="$word"
@@ -21,8 +21,12 @@ _vmsieve() {
     return
   fi
   case "$prev" in
-    --store | --qemu | --qmp)
+    --store | --qemu | --qmp | --output)
       COMPREPLY=($(compgen -f -- "$cur"))
+      return
+      ;;
+    --format)
+      COMPREPLY=($(compgen -W "qemu raw elf" -- "$cur"))
       return
       ;;
     --compress)
@@ -36,6 +40,7 @@ _vmsieve() {
     save) options+=" --store --live --paused --incremental --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     watch) options+=" --store --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --lazy --eager --wait --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
+    export) options+=" --store --format --output --threads" ;;
     log | verify | rm) options+=" --store" ;;
     show) options+=" --store --pages --memory --svg --png --largest" ;;
   esac
@@ -44,7 +49,7 @@ _vmsieve() {
     return
   fi
   case "$command" in
-    restore | show | verify | rm)
+    restore | export | show | verify | rm)
       COMPREPLY=($(compgen -W "$(vmsieve log --json 2>/dev/null | _vmsieve_json_field checkpoint)" -- "$cur"))
       ;;
     inspect | save | watch | untrack)

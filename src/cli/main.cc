@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   add_inspect(app, status);
   add_save(app, status);
   add_restore(app, status);
+  add_export(app, status);
   add_log(app, status);
   add_show(app, status);
   add_verify(app, status);

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/formats/export.h"
+
+#include <algorithm>
+
+#include "vmsieve/formats/elf_core.h"
+#include "vmsieve/formats/guest_file.h"
+#include "vmsieve/formats/output_file.h"
+#include "vmsieve/guest/vmcoreinfo.h"
+#include "vmsieve/qemu/migration_stream.h"
+#include "vmsieve/restore/frame_feed.h"
+#include "vmsieve/restore/memory_sender.h"
+
+namespace vmsieve {
+
+namespace {
+
+/// NUMBER(kimage_voffset) is arm64's own (arch/arm64/kernel/vmcore_info.c), the program's and the machine's
+/// names are QEMU's.
+ElfMachine machine_of(const Manifest& manifest) {
+  const bool arm64 = manifest.introspection.vmcoreinfo.find("NUMBER(kimage_voffset)") != std::string::npos ||
+                     manifest.qemu_executable.find("aarch64") != std::string::npos ||
+                     manifest.machine_type.starts_with("virt");
+  return arm64 ? ElfMachine::kArm64 : ElfMachine::kX86;
+}
+
+Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, unsigned threads,
+                         const ProgressFunction& progress) {
+  const Manifest& manifest = reader.manifest();
+  VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, reader.device_state());
+  VMSIEVE_ASSIGN(const auto sections, device_sections(device_state));
+  // Machine types have both or neither (StreamFormat).
+  const bool footers = has_section_footers(sections);
+  FrameFeed feed(reader, frame_jobs(reader.index()), threads);
+  MigrationStreamWriter writer([&](std::span<const std::byte> bytes) { return file.append(bytes); },
+                               manifest.machine_type, stream_layout(reader.index()).blocks,
+                               {footers, footers});
+  VMSIEVE_TRY(writer.begin());
+  VMSIEVE_TRY(send_memory(manifest.blocks, reader.index(), feed, writer, false, {}, progress));
+  VMSIEVE_TRY(writer.finish(device_state));
+  return file.appended_bytes();
+}
+
+Result<u64> write_raw(const CheckpointReader& reader, OutputFile& file, unsigned threads,
+                      const ProgressFunction& progress) {
+  const std::vector<FileSegment> segments = segments_by_address(reader.manifest());
+  VMSIEVE_TRY(write_segments(reader, segments, threads, file, progress));
+  u64 end = 0;
+  for (const FileSegment& segment : segments)
+    end = std::max(end, segment.address + segment.pages * kPageSize);
+  return end;
+}
+
+/// The kernel's image once more, with the address at which it is mapped, as a kernel's own core has it:
+/// makedumpfile tells by it where a kernel with KASLR is. None when it is not all in the file.
+std::optional<FileSegment> kernel_image(ElfMachine machine, std::string_view vmcoreinfo,
+                                        const std::vector<FileSegment>& segments) {
+  constexpr u64 kImageBytes = 64 * kMiB;
+  constexpr u64 kX86Map = 0xffffffff80000000;  // __START_KERNEL_map, arch/x86/include/asm/page_64_types.h
+  const auto info = VmcoreInfo::parse(vmcoreinfo);
+  if (!info.ok()) return std::nullopt;
+  const auto text = info->symbol("_stext");
+  const auto base = info->number(machine == ElfMachine::kX86 ? "phys_base" : "kimage_voffset");
+  if (!text || !base) return std::nullopt;
+  const u64 virtual_address = round_down(text->value, kPageSize);
+  const u64 address = machine == ElfMachine::kX86 ? virtual_address - kX86Map + static_cast<u64>(*base)
+                                                  : virtual_address - static_cast<u64>(*base);
+  for (const FileSegment& segment : segments) {
+    const u64 bytes = segment.file_pages * kPageSize;
+    if (address < segment.address || address - segment.address >= bytes || address % kPageSize != 0) continue;
+    const u64 into = address - segment.address;
+    FileSegment image = segment;
+    image.address = address;
+    image.offset += into;
+    image.file_pages = image.pages = std::min(bytes - into, kImageBytes) >> kPageShift;
+    image.virtual_address = virtual_address;
+    return image;
+  }
+  return std::nullopt;
+}
+
+Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned threads,
+                      const ProgressFunction& progress) {
+  const Manifest& manifest = reader.manifest();
+  const std::string& vmcoreinfo = manifest.introspection.vmcoreinfo;
+  const ElfMachine machine = machine_of(manifest);
+  // Two headers more: the note's and the kernel image's.
+  std::vector<FileSegment> segments =
+      segments_without_free(manifest, reader.index(), 0, kMostElfSegments - 2);
+  const bool has_image = kernel_image(machine, vmcoreinfo, segments).has_value();
+  const u64 head = elf_head_bytes(segments.size() + (has_image ? 1 : 0), vmcoreinfo);
+  u64 end = head;
+  for (FileSegment& segment : segments) {
+    segment.offset += head;
+    // Left out pages too: makedumpfile maps as much of the file as a segment has memory (elf_info.c,
+    // max_file_offset), and would run off its end.
+    end = std::max(end, segment.offset + segment.pages * kPageSize);
+  }
+  std::vector<FileSegment> shown = segments;
+  if (const auto image = kernel_image(machine, vmcoreinfo, segments)) shown.insert(shown.begin(), *image);
+  VMSIEVE_TRY(file.write_at(0, elf_head(machine, shown, vmcoreinfo)));
+  VMSIEVE_TRY(write_segments(reader, segments, threads, file, progress));
+  return end;
+}
+
+}  // namespace
+
+std::optional<ExportFormat> parse_export_format(std::string_view name) {
+  if (name == "qemu") return ExportFormat::kQemu;
+  if (name == "raw") return ExportFormat::kRaw;
+  if (name == "elf") return ExportFormat::kElf;
+  return std::nullopt;
+}
+
+Result<ExportReport> export_checkpoint(const CheckpointReader& reader, ExportFormat format,
+                                       const std::string& path, unsigned threads,
+                                       const ProgressFunction& progress) {
+  if (path == "-" && format != ExportFormat::kQemu) {
+    return Error(ErrorKind::kUsage, "only a migration stream can be written to standard output");
+  }
+  VMSIEVE_ASSIGN(const auto file, OutputFile::create(path));
+  const auto write = [&]() -> Result<u64> {
+    switch (format) {
+      case ExportFormat::kQemu: return write_stream(reader, *file, threads, progress);
+      case ExportFormat::kRaw: return write_raw(reader, *file, threads, progress);
+      case ExportFormat::kElf: return write_elf(reader, *file, threads, progress);
+    }
+    return Error(ErrorKind::kUsage, "there is no such format");
+  };
+  VMSIEVE_ASSIGN(const u64 bytes, write());
+  VMSIEVE_TRY(file->finish(bytes));
+  return ExportReport{bytes, file->allocated_bytes()};
+}
+
+}  // namespace vmsieve

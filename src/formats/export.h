@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "vmsieve/base/progress.h"
+#include "vmsieve/base/result.h"
+#include "vmsieve/store/checkpoint_reader.h"
+
+namespace vmsieve {
+
+/// What a checkpoint can be written as, for programs that do not know this one.
+enum class ExportFormat {
+  kQemu,  ///< a migration stream for stock QEMU's `-incoming`, with the recorded command line
+  kRaw,  ///< main memory at its guest-physical addresses; what was left out, and what is no memory, are holes
+  kElf,  ///< an ELF core of main memory for crash, drgn and makedumpfile; free pages are not in it
+};
+std::optional<ExportFormat> parse_export_format(std::string_view name);
+
+struct ExportReport {
+  u64 bytes = 0;            ///< length of the file
+  u64 allocated_bytes = 0;  ///< what it takes of the disk
+};
+
+/// Writes the checkpoint to `path`, which must not be there yet; "-" is standard output (kQemu only). Every
+/// frame is checked; on an error there is no file. `threads` decode.
+Result<ExportReport> export_checkpoint(const CheckpointReader& reader, ExportFormat format,
+                                       const std::string& path, unsigned threads,
+                                       const ProgressFunction& progress = {});
+
+}  // namespace vmsieve
