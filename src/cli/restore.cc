@@ -22,6 +22,7 @@ struct Options {
   bool wait = false;
   bool foreground = false;
   bool stopped = false;
+  unsigned clones = 0;
   StartingOptions starting;
   std::string qmp;
   std::string omitted_fill;
@@ -106,6 +107,35 @@ int restore_and_serve(const Store& store, const std::string& id, const Options& 
   return filled ? kExitOk : exit_code(filled.error().kind());
 }
 
+/// What is the same in all clones, for people.
+constexpr const char* kSameInClones =
+    "the clones have the same MAC addresses, UUID, machine-id and host name: keep their networks apart, or "
+    "change what must differ inside";
+
+int restore_all_clones(const Store& store, const std::string& id, const Options& options,
+                       const Common& common) {
+  const auto clones = restore_clones(store, id, options.restore, options.clones, progress_bar(common));
+  if (!clones) return report(clones.error(), common);
+  end_progress(common);
+  Json json{{"checkpoint", id}, {"clones", Json::array()}};
+  for (const RestoreReport& clone : *clones) {
+    if (common.json) {
+      json["clones"].push_back(restored_json(id, clone));
+    } else {
+      print_text(id, clone);
+    }
+  }
+  if (common.json) print_json(json);
+  std::fflush(stdout);
+  warn(kSameInClones, common);
+  if (options.foreground) {
+    for (const RestoreReport& clone : *clones) {
+      if (const auto ended = wait_for_exit(clone.pid); !ended) return report(ended.error(), common);
+    }
+  }
+  return kExitOk;
+}
+
 int restore_checkpoint(Options& options, const Common& common) {
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
@@ -126,6 +156,7 @@ int restore_checkpoint(Options& options, const Common& common) {
     }
     restoring.omitted_fill = static_cast<u8>(fill);
   }
+  if (options.clones > 0) return restore_all_clones(**store, *id, options, common);
   if (options.foreground || options.wait || options.eager)
     return restore_to_the_end(**store, *id, options, common);
   return run_in_background(
@@ -149,6 +180,11 @@ void add_restore(CLI::App& app, int& status) {
       ->excludes(lazy);
   command->add_flag("--wait", options->wait, "wait until all memory is there");
   command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
+  command
+      ->add_option(
+          "--clone", options->clones,
+          "bring up so many guests that share memory; {n} in --set, --qmp and ARGUMENTS is their number")
+      ->check(CLI::Range(1U, 1000U));
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);
   command->add_option("--qmp", options->qmp,

@@ -210,6 +210,16 @@ void QemuCommandLine::pin_accelerator(const std::string& accelerator) {
   if (!named && !accelerator.empty()) options_.push_back({"accel", accelerator});
 }
 
+void QemuCommandLine::renew_generation_id() {
+  for (QemuOption& option : options_) {
+    if (!is_option(option, "device")) continue;
+    const OptionProperties properties{value_of(option), implied_key("device")};
+    if (properties.get("driver") != "vmgenid") continue;
+    const auto id = properties.get("id");
+    option.value = id ? fmt::format("vmgenid,id={},guid=auto", escape_commas(*id)) : "vmgenid,guid=auto";
+  }
+}
+
 void QemuCommandLine::strip_for_restore() {
   for (const std::string_view name : kNotReplayed) remove(name);
   remove_monitors();

@@ -53,6 +53,10 @@ class QemuCommandLine {
   /// changed.
   void pin_accelerator(const std::string& accelerator);
 
+  /// `-device vmgenid` with a new identifier at each start (QEMU hw/acpi/vmgenid.c): the guest is told that
+  /// it is not the one that it was.
+  void renew_generation_id();
+
   /// Removes what a restore gives itself and what must not be done twice:
   ///  - QMP and human monitors in every spelling (-qmp, -qmp-pretty, -monitor, -mon, `mon:` in -serial and
   ///    the like), with the -chardev that nobody else uses;

@@ -25,8 +25,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr int kStreamNumber = 3;  // in the new QEMU, behind stdin, stdout and stderr
-constexpr int kFirstUnused = 10;  // our descriptors are moved behind those that the child gets
+constexpr int kStreamNumber =
+    LaunchOptions::kFirstInherited - 1;  // in the new QEMU, behind stdin, stdout and stderr
+constexpr std::size_t kMostInherited = 64;
+constexpr int kFirstUnused = 100;  // our descriptors are moved behind those that the child gets
 constexpr milliseconds kSendPatience{30000};
 constexpr milliseconds kExitPatience{2000};
 constexpr milliseconds kPollInterval{1};
@@ -92,6 +94,14 @@ struct SpawnPlan {
 
 /// posix_spawn and not fork: no copy of a large process's page tables, and safe with threads.
 Result<pid_t> spawn(const LaunchOptions& options, const std::string& qmp_path, int stream, int log) {
+  if (options.inherited.size() > kMostInherited)
+    return Error(ErrorKind::kUnsupported, "QEMU would inherit too many descriptors");
+  std::vector<UniqueFd> inherited;
+  for (const int fd : options.inherited) {
+    const int moved = ::fcntl(fd, F_DUPFD_CLOEXEC, kFirstUnused);
+    if (moved < 0) return errno_error(errno, "cannot duplicate a descriptor");
+    inherited.emplace_back(moved);
+  }
   SpawnPlan plan;
   sigset_t none;
   sigset_t all;
@@ -105,7 +115,9 @@ Result<pid_t> spawn(const LaunchOptions& options, const std::string& qmp_path, i
   posix_spawn_file_actions_adddup2(&plan.actions, log, 1);
   posix_spawn_file_actions_adddup2(&plan.actions, log, 2);
   posix_spawn_file_actions_adddup2(&plan.actions, stream, kStreamNumber);
-  posix_spawn_file_actions_addclosefrom_np(&plan.actions, kStreamNumber + 1);
+  int next = LaunchOptions::kFirstInherited;
+  for (const UniqueFd& fd : inherited) posix_spawn_file_actions_adddup2(&plan.actions, fd.get(), next++);
+  posix_spawn_file_actions_addclosefrom_np(&plan.actions, next);
   posix_spawn_file_actions_addchdir_np(&plan.actions, options.working_directory.c_str());
 
   std::vector<std::string> arguments = full_arguments(options, qmp_path);

@@ -23,6 +23,9 @@ struct LaunchOptions {
   std::string working_directory;
   /// -S: the guest stays stopped when the stream is complete. Otherwise QEMU runs it at once.
   bool stopped = false;
+  /// Descriptors that QEMU gets too, as kFirstInherited and the numbers behind it; at most 64.
+  std::vector<int> inherited = {};
+  static constexpr int kFirstInherited = 4;
   std::chrono::milliseconds timeout{
       120000};  ///< from the start to QMP's answer (large RAM may be preallocated)
 };

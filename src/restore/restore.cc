@@ -7,6 +7,7 @@
 
 #include "vmsieve/base/clock.h"
 #include "vmsieve/qemu/machine.h"
+#include "vmsieve/restore/clone_memory.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
 #include "vmsieve/restore/launch.h"
@@ -35,6 +36,7 @@ Result<QemuCommandLine> build_command_line(const Manifest& manifest, const Resto
   line.pin_machine(manifest.machine_type);
   line.pin_accelerator(manifest.accelerator);
   line.strip_for_restore();
+  VMSIEVE_TRY(forget_clone_memory(line));
   for (const std::string& assignment : options.set) VMSIEVE_TRY(line.set(assignment));
 
   std::vector<std::string> arguments = line.arguments();
@@ -173,30 +175,77 @@ Result<void> bring_back(Work& work, RunningQemu& qemu, RestoreMode mode, bool ru
   return {};
 }
 
+/// The checkpoint, opened and checked.
+Result<Work> open_checkpoint(const Store& store, const std::string& id, const RestoreOptions& options) {
+  Work work;
+  VMSIEVE_ASSIGN(work.reader, CheckpointReader::open(store, id));
+  VMSIEVE_ASSIGN(work.device_state, work.reader->device_state());
+  work.threads = thread_count(options.threads);
+  if (options.omitted_fill) work.changed = with_omitted_fill(work.reader->index(), *options.omitted_fill);
+  return work;
+}
+
+/// The QEMU to start, once it is known that it can take the checkpoint.
+Result<std::string> choose_executable(const Manifest& manifest, const RestoreOptions& options) {
+  VMSIEVE_ASSIGN(std::string executable,
+                 find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
+  VMSIEVE_ASSIGN(const std::string version, read_executable_version(executable));
+  VMSIEVE_TRY(check_version(manifest, version));
+  VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
+  return executable;
+}
+
+Result<std::unique_ptr<RunningQemu>> start_qemu(const Manifest& manifest, const RestoreOptions& options,
+                                                const std::string& executable, const QemuCommandLine& line,
+                                                std::vector<int> inherited, RestoreReport& report) {
+  VMSIEVE_ASSIGN(QmpPlace place, claim_place(manifest, options));
+  VMSIEVE_ASSIGN(auto qemu, RunningQemu::start({.executable = executable,
+                                                .arguments = line.arguments(),
+                                                .working_directory = manifest.working_directory,
+                                                .stopped = !shall_run(manifest, options.after),
+                                                .inherited = std::move(inherited),
+                                                .timeout = options.start_timeout},
+                                               std::move(place)));
+  report.pid = qemu->pid();
+  report.executable = executable;
+  report.arguments = line.arguments();
+  report.qmp_path = qemu->qmp_path();
+  report.log_path = qemu->log_path();
+  report.qemu_version = qemu->qmp().version();
+  report.machine_type = manifest.machine_type;
+  report.was_running = manifest.was_running;
+  return qemu;
+}
+
+/// Options for clone `number`.
+RestoreOptions numbered_options(RestoreOptions options, unsigned number) {
+  for (std::string& assignment : options.set) assignment = numbered(assignment, number);
+  for (std::string& argument : options.extra_arguments) argument = numbered(argument, number);
+  if (options.qmp_path) options.qmp_path = numbered(*options.qmp_path, number);
+  return options;
+}
+
+/// Files of its own behind RAM that is no main memory, and devices that fill memory, do not go with memory
+/// that is there from the beginning.
+Result<void> check_clone_memory(const QemuCommandLine& line, const std::string& working_directory) {
+  std::vector<RamFile> files = find_ram_files(line, working_directory);
+  std::erase_if(files, [](const RamFile& file) { return file.path.starts_with("/proc/self/fd/"); });
+  VMSIEVE_ASSIGN(const RamFileCheck check, check_ram_files(files));
+  if (!check.to_clear.empty() || check.old_bytes_show || fills_memory_itself(line))
+    return Error(ErrorKind::kUnsupported, "this VM cannot be cloned: something else fills its memory");
+  return {};
+}
+
 }  // namespace
 
 Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
                          const ProgressFunction& progress) {
   const Stopwatch watch;
-  const auto say = [&](std::string_view phase) {
-    if (progress) progress({phase, 0, 0});
-  };
-
-  say("checking the checkpoint");
-  Work work;
-  VMSIEVE_ASSIGN(work.reader, CheckpointReader::open(store, id));
-  VMSIEVE_ASSIGN(work.device_state, work.reader->device_state());
-  work.threads = thread_count(options.threads);
+  if (progress) progress({"checking the checkpoint", 0, 0});
+  VMSIEVE_ASSIGN(Work work, open_checkpoint(store, id, options));
   const Manifest& manifest = work.reader->manifest();
-  if (options.omitted_fill) work.changed = with_omitted_fill(work.reader->index(), *options.omitted_fill);
-  const bool run = shall_run(manifest, options.after);
-
   VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
-  VMSIEVE_ASSIGN(const std::string executable,
-                 find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
-  VMSIEVE_ASSIGN(const std::string version, read_executable_version(executable));
-  VMSIEVE_TRY(check_version(manifest, version));
-  VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
+  VMSIEVE_ASSIGN(const std::string executable, choose_executable(manifest, options));
   VMSIEVE_TRY(check_accelerator(command_line));
   VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));
   VMSIEVE_ASSIGN(const RamFileCheck ram_files,
@@ -211,27 +260,13 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
       return make_error(ErrorKind::kUnsupported, "a lazy restore is not possible: {}", report.eager_reason);
     }
   }
-  VMSIEVE_ASSIGN(QmpPlace place, claim_place(manifest, options));
 
-  say("starting QEMU");
+  if (progress) progress({"starting QEMU", 0, 0});
   if (options.mode == RestoreMode::kEager || !report.eager_reason.empty()) work.start_decoding();
   VMSIEVE_TRY(clear_ram_files(ram_files.to_clear));
-  VMSIEVE_ASSIGN(const auto qemu, RunningQemu::start({.executable = executable,
-                                                      .arguments = command_line.arguments(),
-                                                      .working_directory = manifest.working_directory,
-                                                      .stopped = !run,
-                                                      .timeout = options.start_timeout},
-                                                     std::move(place)));
-
-  report.pid = qemu->pid();
-  report.executable = executable;
-  report.arguments = command_line.arguments();
-  report.qmp_path = qemu->qmp_path();
-  report.log_path = qemu->log_path();
-  report.qemu_version = qemu->qmp().version();
-  report.machine_type = manifest.machine_type;
-  report.was_running = manifest.was_running;
+  VMSIEVE_ASSIGN(const auto qemu, start_qemu(manifest, options, executable, command_line, {}, report));
   report.start_ms = watch.ms();
+  const bool run = shall_run(manifest, options.after);
   if (const auto back = bring_back(work, *qemu, options.mode, run, progress, report); !back) {
     // What the server has met is the cause of what QEMU has.
     const auto cause = work.server != nullptr ? work.server->error() : std::nullopt;
@@ -242,6 +277,51 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
   return Restored{std::move(report), std::move(work.server)};
+}
+
+Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,
+                                                  const RestoreOptions& options, unsigned count,
+                                                  const ProgressFunction& progress) {
+  const Stopwatch watch;
+  if (progress) progress({"checking the checkpoint", 0, 0});
+  VMSIEVE_ASSIGN(Work work, open_checkpoint(store, id, options));
+  const Manifest& manifest = work.reader->manifest();
+  VMSIEVE_ASSIGN(const std::string executable, choose_executable(manifest, options));
+  // What is wrong with one of them is said before any is started.
+  std::vector<QemuCommandLine> lines;
+  for (unsigned number = 1; number <= count; ++number) {
+    VMSIEVE_ASSIGN(QemuCommandLine line, build_command_line(manifest, numbered_options(options, number)));
+    line.renew_generation_id();
+    VMSIEVE_TRY(check_accelerator(line));
+    VMSIEVE_TRY(check_obstacles(line, manifest.working_directory));
+    lines.push_back(std::move(line));
+  }
+  VMSIEVE_ASSIGN(const CloneMemory memory,
+                 CloneMemory::make(*work.reader, work.index(), work.threads, progress));
+  work.brought_elsewhere = memory.blocks();
+
+  std::vector<std::unique_ptr<RunningQemu>> qemus;
+  std::vector<RestoreReport> reports;
+  for (unsigned number = 1; number <= count; ++number) {
+    const RestoreOptions own = numbered_options(options, number);
+    if (progress) progress({"starting QEMU", number, count});
+    // Once more: it may want what a clone before it has taken.
+    VMSIEVE_TRY(check_obstacles(lines[number - 1], manifest.working_directory));
+    VMSIEVE_ASSIGN(const QemuCommandLine line,
+                   memory.behind(std::move(lines[number - 1]), LaunchOptions::kFirstInherited));
+    VMSIEVE_TRY(check_clone_memory(line, manifest.working_directory));
+    RestoreReport& report = reports.emplace_back();
+    VMSIEVE_ASSIGN(auto qemu, start_qemu(manifest, own, executable, line, memory.descriptors(), report));
+    report.start_ms = watch.ms();
+    work.start_decoding();
+    const auto back =
+        bring_back(work, *qemu, RestoreMode::kEager, shall_run(manifest, own.after), progress, report);
+    if (!back) return qemu->explain(back.error()).with_context(fmt::format("clone {}", number));
+    report.ready_ms = watch.ms();
+    qemus.push_back(std::move(qemu));
+  }
+  for (const auto& qemu : qemus) qemu->detach();
+  return reports;
 }
 
 }  // namespace vmsieve

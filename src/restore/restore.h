@@ -84,4 +84,13 @@ struct Restored {
 Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
                          const ProgressFunction& progress = {});
 
+/// Brings back `count` guests of one checkpoint, all or none, whose memory is shared as long as it is not
+/// written to (CloneMemory). "{n}" in `set`, `extra_arguments` and `qmp_path` stands for the clone's number,
+/// from 1 on. A VM Generation ID is made anew; all else that the guests think they are is the same in each:
+/// MAC addresses, UUID, machine-id, host name, random seeds that were drawn before. `mode` does not matter:
+/// memory is there before the first one runs.
+Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,
+                                                  const RestoreOptions& options, unsigned count,
+                                                  const ProgressFunction& progress = {});
+
 }  // namespace vmsieve

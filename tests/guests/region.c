@@ -10,6 +10,8 @@
 #include "pattern.h"
 #include "verdict.h"
 
+bool regions_still;
+
 enum { CHUNK_BYTES = 64 << 10, SPARSE_STRIDE = 2 << 20 };
 
 static char* map(size_t bytes, int flags, int fd) {
@@ -112,7 +114,7 @@ static void visit_chunk(struct region* r, size_t chunk) {
     else
       verify_chunk(r, chunk, page, PAGE, " pread");
   }
-  if (r->rewritten && !verdict[0] && (chunk + r->visits / r->chunks) % 8 == 0)
+  if (r->rewritten && !regions_still && !verdict[0] && (chunk + r->visits / r->chunks) % 8 == 0)
     fill_chunk(r, chunk, r->generation[chunk] + 1);
 }
 

@@ -24,6 +24,9 @@ struct region {
   int fd;  // of the file behind it, else -1
 };
 
+// No visit rewrites anything: memory in use keeps still.
+extern bool regions_still;
+
 // Anonymous memory; `advice` is MADV_HUGEPAGE or MADV_NOHUGEPAGE.
 void region_anonymous(struct region* r, const char* name, size_t bytes, int advice);
 

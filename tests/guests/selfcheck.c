@@ -10,6 +10,7 @@
 //   cache_mib    page cache of a file in ramfs held (16)
 //   hugetlb_mib  hugetlbfs pages held; as many again stay free in its pool (4)
 //   procs        child processes (one for each processor, at least 2)
+//   still        1: what is held is verified and never rewritten (0)
 //   busy         1: the children allocate, check and free without pause (0)
 //
 // Console:
@@ -247,6 +248,7 @@ int main(void) {
   if (child_count > CHILDREN_MAX) child_count = CHILDREN_MAX;
   size_t anon_bytes = (size_t)parameter("anon_mib", 64) << 20;
   bool busy = parameter("busy", 0);
+  regions_still = parameter("still", 0);
 
   churn(parameter("churn_mib", total_kib / 2048), (int)processors);
 
