@@ -26,7 +26,7 @@ _vmsieve() {
       return
       ;;
     --format)
-      COMPREPLY=($(compgen -W "qemu raw elf" -- "$cur"))
+      COMPREPLY=($(compgen -W "qemu qemu-mapped-ram raw elf" -- "$cur"))
       return
       ;;
     --compress)

@@ -56,11 +56,11 @@ void add_export(CLI::App& app, int& status) {
   CLI::App* command = app.add_subcommand("export", "write a checkpoint in the format of another program");
   command->add_option("CHECKPOINT", options->checkpoint, "id, unique prefix, or VMNAME@latest")->required();
   command
-      ->add_option(
-          "--format", options->format,
-          "qemu (for QEMU's -incoming), raw (main memory by address), elf (a core for crash and drgn)")
+      ->add_option("--format", options->format,
+                   "qemu (for QEMU's -incoming), qemu-mapped-ram (for QEMU 9.0 and later), raw (main memory "
+                   "by address), elf (a core for crash and drgn)")
       ->required()
-      ->check(CLI::IsMember({"qemu", "raw", "elf"}));
+      ->check(CLI::IsMember({"qemu", "qemu-mapped-ram", "raw", "elf"}));
   command->add_option("--output", options->output, "the file to write; - is standard output (qemu only)")
       ->required();
   command->add_option("--threads", options->threads, "threads that decode (default: one per core)")

@@ -41,6 +41,53 @@ Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, unsig
   return file.appended_bytes();
 }
 
+/// Which pages of a block are in the file. Of main memory those that hold something; of all others every one,
+/// since a new QEMU has bytes of its own there.
+std::vector<std::byte> mapped_bitmap(const BlockIndex& block, bool guest_ram) {
+  std::vector<std::byte> bitmap(round_up(block.pages(), 64) / 8);
+  for (const PageRun& run : block.runs) {
+    if (guest_ram && run.kind != RunKind::kData && run.fill == 0) continue;
+    for (u64 page = run.first_page; page < run.first_page + run.pages; ++page)
+      bitmap[page / 8] |= std::byte{1} << (page % 8);
+  }
+  return bitmap;
+}
+
+Result<u64> write_mapped_ram(const CheckpointReader& reader, OutputFile& file, unsigned threads,
+                             const ProgressFunction& progress) {
+  const Manifest& manifest = reader.manifest();
+  const MemoryIndex& index = reader.index();
+  VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, reader.device_state());
+  VMSIEVE_ASSIGN(const auto sections, device_sections(device_state));
+  const bool footers = has_section_footers(sections);
+  const StreamLayout layout = stream_layout(index);
+  u64 position = 0;
+  const auto put = [&](std::span<const std::byte> bytes) -> Result<void> {
+    VMSIEVE_TRY(file.write_at(position, bytes));
+    position += bytes.size();
+    return {};
+  };
+  MigrationStreamWriter writer(put, manifest.machine_type, layout.blocks, {footers, footers});
+  writer.map_ram([&](u64 offset) -> Result<void> {
+    position = offset;
+    return {};
+  });
+  VMSIEVE_TRY(writer.begin());
+  VMSIEVE_TRY(writer.finish(device_state));
+
+  std::vector<FileSegment> segments;
+  for (u32 block = 0; block < index.blocks.size(); ++block) {
+    if (layout.of_index[block] == StreamLayout::kNone) continue;
+    const MappedBlock& mapped = writer.mapped()[layout.of_index[block]];
+    VMSIEVE_TRY(file.write_at(mapped.bitmap_offset,
+                              mapped_bitmap(index.blocks[block], manifest.blocks[block].guest_ram)));
+    const u64 pages = index.blocks[block].pages();
+    segments.push_back({0, pages, pages, mapped.pages_offset, block, 0});
+  }
+  VMSIEVE_TRY(write_segments(reader, segments, threads, file, progress));
+  return position;
+}
+
 Result<u64> write_raw(const CheckpointReader& reader, OutputFile& file, unsigned threads,
                       const ProgressFunction& progress) {
   const std::vector<FileSegment> segments = segments_by_address(reader.manifest());
@@ -107,6 +154,7 @@ Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned
 
 std::optional<ExportFormat> parse_export_format(std::string_view name) {
   if (name == "qemu") return ExportFormat::kQemu;
+  if (name == "qemu-mapped-ram") return ExportFormat::kQemuMappedRam;
   if (name == "raw") return ExportFormat::kRaw;
   if (name == "elf") return ExportFormat::kElf;
   return std::nullopt;
@@ -122,6 +170,7 @@ Result<ExportReport> export_checkpoint(const CheckpointReader& reader, ExportFor
   const auto write = [&]() -> Result<u64> {
     switch (format) {
       case ExportFormat::kQemu: return write_stream(reader, *file, threads, progress);
+      case ExportFormat::kQemuMappedRam: return write_mapped_ram(reader, *file, threads, progress);
       case ExportFormat::kRaw: return write_raw(reader, *file, threads, progress);
       case ExportFormat::kElf: return write_elf(reader, *file, threads, progress);
     }

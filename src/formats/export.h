@@ -13,7 +13,8 @@ namespace vmsieve {
 
 /// What a checkpoint can be written as, for programs that do not know this one.
 enum class ExportFormat {
-  kQemu,  ///< a migration stream for stock QEMU's `-incoming`, with the recorded command line
+  kQemu,           ///< a migration stream for stock QEMU's `-incoming`, with the recorded command line
+  kQemuMappedRam,  ///< the same with pages at fixed places (QEMU 9.0, capability mapped-ram)
   kRaw,  ///< main memory at its guest-physical addresses; what was left out, and what is no memory, are holes
   kElf,  ///< an ELF core of main memory for crash, drgn and makedumpfile; free pages are not in it
 };

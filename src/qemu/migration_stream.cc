@@ -30,6 +30,11 @@ constexpr u64 kFlagContinue = 0x20;
 
 constexpr u32 kRamVersion = 4;
 
+// struct MappedRamHeader, MAPPED_RAM_FILE_OFFSET_ALIGNMENT
+constexpr u32 kMappedRamVersion = 1;
+constexpr u64 kMappedHeaderBytes = 28;
+constexpr u64 kMappedAlignment = kMiB;
+
 /// QEMU numbers its own sections from 0 up; the reader takes any number, but looks sections up by it, so
 /// ours must be one that no device has.
 constexpr u32 kRamSectionId = 0x766d7376;
@@ -89,6 +94,14 @@ Result<void> MigrationStreamWriter::begin() {
     append_str8(buffer_, "configuration/target-page-bits");
     append_be(buffer_, u32{1});  // version
     append_be(buffer_, static_cast<u32>(kPageShift));
+    if (seek_) {
+      // The reader compares (migration/savevm.c, configuration_validate_capabilities).
+      append_be(buffer_, kSubsection);
+      append_str8(buffer_, "configuration/capabilities");
+      append_be(buffer_, u32{1});  // version
+      append_be(buffer_, u32{1});  // how many
+      append_str8(buffer_, "mapped-ram");
+    }
   }
 
   append_be(buffer_, kSectionStart);
@@ -100,6 +113,7 @@ Result<void> MigrationStreamWriter::begin() {
   for (const StreamBlock& block : blocks_) {
     append_str8(buffer_, block.name);
     append_be(buffer_, block.used_bytes);
+    if (seek_) VMSIEVE_TRY(map_block(block));
     VMSIEVE_TRY(flush_if_full());
   }
   append_be(buffer_, kFlagEos);
@@ -108,6 +122,21 @@ Result<void> MigrationStreamWriter::begin() {
   append_be(buffer_, kSectionEnd);
   append_be(buffer_, kRamSectionId);
   return flush_if_full();
+}
+
+Result<void> MigrationStreamWriter::map_block(const StreamBlock& block) {
+  const u64 bitmap_bytes = round_up(block.used_bytes / kPageSize, 64) / 8;
+  MappedBlock mapped;
+  mapped.bitmap_offset = flushed_ + buffer_.size() + kMappedHeaderBytes;
+  mapped.pages_offset = round_up(mapped.bitmap_offset + bitmap_bytes, kMappedAlignment);
+  append_be(buffer_, kMappedRamVersion);
+  append_be(buffer_, kPageSize);
+  append_be(buffer_, mapped.bitmap_offset);
+  append_be(buffer_, mapped.pages_offset);
+  VMSIEVE_TRY(flush());
+  flushed_ = mapped.pages_offset + block.used_bytes;
+  mapped_.push_back(mapped);
+  return seek_(flushed_);
 }
 
 Result<void> MigrationStreamWriter::pages(u32 block, u64 first_page, std::span<const std::byte> bytes) {
@@ -178,6 +207,7 @@ Result<void> MigrationStreamWriter::flush_if_full() {
 
 Result<void> MigrationStreamWriter::flush() {
   VMSIEVE_TRY(sink_(buffer_));
+  flushed_ += buffer_.size();
   buffer_.clear();
   return {};
 }

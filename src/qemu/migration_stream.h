@@ -27,6 +27,15 @@ struct StreamFormat {
   bool section_footers = true;
 };
 
+/// Where a block's pages are in a stream of the mapped-ram form, in bytes from its beginning (QEMU
+/// docs/devel/migration/mapped-ram.rst, migration/ram.c struct MappedRamHeader).
+struct MappedBlock {
+  u64 bitmap_offset = 0;  ///< of one bit for each page, the first page's the lowest of the first byte
+  u64 pages_offset = 0;   ///< of the first page; a multiple of 1 MiB
+};
+/// Where the next bytes of the stream go.
+using SeekFunction = std::function<Result<void>(u64 offset)>;
+
 /// Writes a migration stream that stock QEMU takes with `-incoming`, all integers big-endian
 /// (QEMU migration/savevm.c, migration/ram.c; docs/devel/migration): file header, CONFIGURATION, section
 /// "ram" version 4 with the pages given, the device sections as `xen-save-devices-state` wrote them, EOF and
@@ -37,6 +46,13 @@ class MigrationStreamWriter {
   /// `blocks` in any order; QEMU resizes its resizeable blocks to `used_bytes`.
   MigrationStreamWriter(ByteSink sink, std::string machine_type, std::vector<StreamBlock> blocks,
                         StreamFormat format = {});
+
+  /// The stream becomes one of the mapped-ram form (QEMU 9.0): pages have fixed places, which begin() leaves
+  /// out, and the caller writes them and the bitmaps. Before begin(); pages() and fill_pages() are not
+  /// called.
+  void map_ram(SeekFunction seek) { seek_ = std::move(seek); }
+  /// By block, after begin(), with map_ram() only.
+  const std::vector<MappedBlock>& mapped() const { return mapped_; }
 
   /// Header, configuration, start of the ram section. kUnsupported when a block's name or size cannot be
   /// said in a stream (1 to 255 bytes; whole pages).
@@ -54,6 +70,7 @@ class MigrationStreamWriter {
  private:
   Result<void> flush_if_full();
   Result<void> flush();
+  Result<void> map_block(const StreamBlock& block);
   void page_header(u32 block, u64 page, u64 flags);
   void footer();
   Result<void> check_range(u32 block, u64 first_page, u64 count) const;
@@ -64,6 +81,9 @@ class MigrationStreamWriter {
   StreamFormat format_;
   std::vector<std::byte> buffer_;
   u32 last_block_ = ~u32{0};
+  SeekFunction seek_;
+  std::vector<MappedBlock> mapped_;
+  u64 flushed_ = 0;  ///< offset behind what the sink has
 };
 
 /// Splits off what `xen-save-devices-state` put before the first section and after the last: the

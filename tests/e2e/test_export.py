@@ -53,6 +53,37 @@ def test_stock_qemu_runs_on_from_a_stream(guest_and_store, tmp_path):
             process.kill()
 
 
+@pytest.mark.parametrize("multifd", [False, True])
+def test_stock_qemu_runs_on_from_mapped_ram(vmsieve, tmp_path, multifd):
+    with Guest(qemu="10.0", mem_mib=MIB, smp=2, selfcheck={"churn_mib": 64}, folder=tmp_path / "guest") as guest:
+        guest.wait_ready()
+        guest.wait_rounds(1)
+        checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
+        guest.kill()
+        mapped, serial, qmp = tmp_path / "mapped", tmp_path / "serial", tmp_path / "qmp"
+        exported = vmsieve.json("export", checkpoint, "--format", "qemu-mapped-ram", "--output", mapped)
+        assert exported["allocated_bytes"] < (MIB << 20) * 3 // 4 < exported["bytes"]
+        arguments = [f"file:{serial}" if argument == f"file:{guest.serial_path}" else argument
+                     for argument in guest.command()]
+        at = arguments.index("-qmp")
+        arguments[at + 1] = f"unix:{qmp},server=on,wait=off"
+        del arguments[at + 2:at + 4]
+        with open(tmp_path / "log", "wb") as log, \
+                subprocess.Popen([*arguments, "-incoming", "defer"], stdout=log, stderr=log) as process:
+            try:
+                wait_until(qmp.exists, 30, "the monitor")
+                with Qmp(qmp, timeout=60) as client:
+                    client.execute("migrate-set-capabilities", capabilities=[
+                        {"capability": "mapped-ram", "state": True}, {"capability": "multifd", "state": multifd}])
+                    client.execute("migrate-incoming", uri=f"file:{mapped}")
+                    wait_until(lambda: client.execute("query-migrate").get("status") in ("completed", "failed"), 60,
+                               "all is loaded")
+                    assert client.execute("query-migrate")["status"] == "completed", (tmp_path / "log").read_text()
+                Serial(serial).wait_rounds(3)
+            finally:
+                process.kill()
+
+
 def test_a_stream_goes_to_standard_output(guest_and_store, tmp_path):
     _, command, checkpoint, _ = guest_and_store
     stream = tmp_path / "stream"
@@ -126,6 +157,6 @@ def test_nothing_is_replaced_or_left_behind(guest_and_store, tmp_path):
     with open(copy.store / "checkpoints" / checkpoint / "memory", "r+b") as memory:
         memory.seek(100000)
         memory.write(b"damaged")
-    for name in ("qemu", "raw", "elf"):
+    for name in ("qemu", "qemu-mapped-ram", "raw", "elf"):
         assert copy.fails("export", checkpoint, "--format", name, "--output", tmp_path / "out").code == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "taken"]

@@ -241,6 +241,49 @@ TEST(MigrationStream, OldMachineTypesWantNoConfiguration) {
   reader.read_ram();
 }
 
+// Pages have fixed places, and what follows them in the stream does too.
+TEST(MigrationStream, MappedRamLeavesRoomForEveryBlock) {
+  std::map<u64, Bytes> chunks;  // by their place
+  u64 position = 0;
+  MigrationStreamWriter writer{[&](std::span<const std::byte> chunk) -> Result<void> {
+                                 chunks[position] = Bytes(chunk.begin(), chunk.end());
+                                 position += chunk.size();
+                                 return {};
+                               },
+                               "pc-x",
+                               {{"pc.ram", 100 * kPageSize}, {"rom", 2 * kPageSize}}};
+  writer.map_ram([&](u64 offset) -> Result<void> {
+    position = offset;
+    return {};
+  });
+  ASSERT_TRUE(writer.begin());
+  ASSERT_TRUE(writer.finish(device_state()));
+  ASSERT_EQ(writer.mapped().size(), 2U);
+  u64 end = 0;
+  for (std::size_t i = 0; i < 2; ++i) {
+    const MappedBlock& mapped = writer.mapped()[i];
+    const u64 pages = i == 0 ? 100 : 2;
+    EXPECT_EQ(mapped.pages_offset % kMiB, 0U);
+    EXPECT_GE(mapped.pages_offset, mapped.bitmap_offset + (pages + 63) / 64 * 8);
+    // The header ends where the bitmap begins.
+    ASSERT_TRUE(chunks.contains(end));
+    const Bytes& chunk = chunks[end];
+    ASSERT_EQ(end + chunk.size(), mapped.bitmap_offset);
+    const std::byte* header = chunk.data() + chunk.size() - 28;
+    EXPECT_EQ(load_be<u32>(header), 1U);
+    EXPECT_EQ(load_be<u64>(header + 4), kPageSize);
+    EXPECT_EQ(load_be<u64>(header + 12), mapped.bitmap_offset);
+    EXPECT_EQ(load_be<u64>(header + 20), mapped.pages_offset);
+    end = mapped.pages_offset + pages * kPageSize;
+  }
+  // The rest stands behind the last page, in one piece.
+  ASSERT_EQ(chunks.size(), 3U);
+  EXPECT_EQ(chunks.rbegin()->first, end);
+  const std::string first(reinterpret_cast<const char*>(chunks[0].data()), chunks[0].size());
+  EXPECT_THAT(first, HasSubstr("configuration/capabilities"));
+  EXPECT_THAT(first, HasSubstr("mapped-ram"));
+}
+
 TEST(MigrationStream, BytesGoOutInBoundedPortions) {
   Recorder r{{{"a", 1024 * kPageSize}}};
   ASSERT_TRUE(r.writer.begin().ok());
