@@ -126,8 +126,7 @@ void PageServer::serve_faults() {
 /// A guard that somebody has killed is replaced.
 Result<void> PageServer::keep_guard() {
   if (guard_->stands() || stopping_) return {};
-  if (has_ended(qemu_.get()))
-    return make_error(ErrorKind::kVanished, "the new QEMU, process {}, has ended", target_.qemu);
+  if (has_ended(qemu_.get())) return ended_error();
   VMSIEVE_ASSIGN(guard_, MissingGuard::make(qemu_.get(), log_.get()));
   return {};
 }
@@ -326,11 +325,16 @@ void PageServer::finish() {
   ended_.notify_all();
 }
 
+Error PageServer::ended_error() const {
+  return make_error(ErrorKind::kVanished, "the new QEMU, process {}, has ended", target_.qemu);
+}
+
 void PageServer::fail(const Error& error) {
   {
     const std::lock_guard lock(mutex_);
     if (error_ || complete_) return;
-    error_ = error;
+    // Which page it was that could not be placed any more is nobody's concern.
+    error_ = error.kind() == ErrorKind::kVanished ? ended_error() : error;
     stopping_ = true;
   }
   ::syscall(SYS_pidfd_send_signal, qemu_.get(), SIGKILL, nullptr, 0);

@@ -101,6 +101,7 @@ class PageServer {
   void job_is_done(std::size_t job);
   void finish();
   void fail(const Error& error);
+  Error ended_error() const;
   void note_fault(Clock::time_point told);
 
   const std::shared_ptr<const CheckpointReader> reader_;

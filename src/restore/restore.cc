@@ -268,9 +268,9 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   report.start_ms = watch.ms();
   const bool run = shall_run(manifest, options.after);
   if (const auto back = bring_back(work, *qemu, options.mode, run, progress, report); !back) {
-    // What the server has met is the cause of what QEMU has.
+    // What the server has met is the cause of what QEMU has, unless it is QEMU's own end.
     const auto cause = work.server != nullptr ? work.server->error() : std::nullopt;
-    return cause ? *cause : qemu->explain(back.error());
+    return cause && cause->kind() != ErrorKind::kVanished ? *cause : qemu->explain(back.error());
   }
 
   qemu->detach();

@@ -95,7 +95,7 @@ def test_what_only_one_can_have_is_named_and_none_is_left(cloning, tmp_path):
     assert not any(process_exists(pid) for pid in qemus_with(serial))
 
 
-@pytest.mark.parametrize("memory", ["memfd", "hugetlb", "numa"])
+@pytest.mark.parametrize("memory", ["hugetlb", *(pytest.param(kind, marks=pytest.mark.matrix) for kind in ("memfd", "numa"))])
 def test_whatever_memory_was_in(vmsieve, tmp_path, memory):
     with Guest(memory=memory, mem_mib=512, smp=2, selfcheck={"churn_mib": 64}, folder=tmp_path / "guest") as guest:
         guest.wait_ready()

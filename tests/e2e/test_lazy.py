@@ -69,7 +69,7 @@ def test_guest_cannot_tell(vmsieve, tmp_path, memory, qemu):
         guest.wait_rounds(1)
         saved = vmsieve.save(guest.qmp_path)
         guest.kill()
-        for turn in range(100 if LONG and memory == "plain" else 2):
+        for turn in range(100 if LONG and memory == "plain" else 1):
             serial = tmp_path / f"serial{turn}"
             # What was left out may read as anything.
             report = vmsieve.restore(saved["checkpoint"], serial, "--lazy", "--omitted-fill", "0x5a")
@@ -118,10 +118,10 @@ def test_a_chain(vmsieve, tmp_path):
 def test_killed_at_random_moments_no_guest_runs_on(slow, tmp_path, saved):
     moments = random_moments()
     ended = 0
-    for turn in range(100 if LONG else 10):
+    for turn in range(100 if LONG else 5):
         serial = tmp_path / f"serial{turn}"
         report = slow.restore(saved, serial, "--lazy")
-        time.sleep(moments.uniform(0, 3))
+        time.sleep(moments.uniform(0, 3 if LONG else 1.5))
         os.kill(report["filled_by"], signal.SIGKILL)
         try:
             wait_until(lambda: not process_exists(report["pid"]), 10, "the end of QEMU")
@@ -159,7 +159,7 @@ def spoil(folder, number):
         file.write(random.Random(number).randbytes(4096))
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", [0, 2])
 def test_a_damaged_page_is_never_seen(vmsieve, tmp_path, saved, number):
     spoil(vmsieve.store / "checkpoints" / saved, number)
     serial = tmp_path / "serial"
