@@ -2,6 +2,7 @@
 #include "vmsieve/qemu/missing_pages.h"
 
 #include <linux/userfaultfd.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <cerrno>
 
@@ -11,15 +12,24 @@ namespace vmsieve {
 
 namespace {
 
+/// The kernel asks for another try while the process changes its memory map; one that does nothing else is
+/// not waited for any longer.
+constexpr int kMostTries = 100000;
+
 // include/uapi/linux/userfaultfd.h
 constexpr u64 kFeatureMissingHugetlb = u64{1} << 4;
 constexpr u64 kFeatureMissingShared = u64{1} << 5;
 
 /// What the kernel says of a piece of work that it has not done to its end.
-Result<void> refusal(int error, u64 address) {
+Result<void> refusal(int error, u64 address, int& tries) {
   switch (error) {
-    case EAGAIN:  // the process is changing its memory map at this moment, or a part is done
-    case EINTR: return {};
+    case EAGAIN:  // the process is changing its memory map at this moment
+    case EINTR:
+      if (++tries < kMostTries) {
+        ::sched_yield();
+        return {};
+      }
+      return make_error(ErrorKind::kTimeout, "the memory map at {:#x} does not come to rest", address);
     // The process (mm/userfaultfd.c; ENOSPC before Linux 4.20), or the mapping.
     case ESRCH:
     case ENOSPC:
@@ -64,6 +74,7 @@ Result<void> MissingPages::add(ByteRange range) {
 }
 
 Result<void> MissingPages::place(u64 address, std::span<const std::byte> bytes) const {
+  int tries = 0;
   while (!bytes.empty()) {
     uffdio_copy ask{};
     ask.dst = address;
@@ -73,7 +84,7 @@ Result<void> MissingPages::place(u64 address, std::span<const std::byte> bytes) 
     // `copy` tells how many bytes are in, or is a negative errno.
     const int error = errno;
     const u64 done = ask.copy > 0 ? static_cast<u64>(ask.copy) : 0;
-    if (done == 0) VMSIEVE_TRY(refusal(error, address));
+    if (done == 0) VMSIEVE_TRY(refusal(error, address, tries));
     VMSIEVE_CHECK(done <= bytes.size());
     address += done;
     bytes = bytes.subspan(done);
@@ -83,6 +94,7 @@ Result<void> MissingPages::place(u64 address, std::span<const std::byte> bytes) 
 
 Result<void> MissingPages::place_zeros(ByteRange range) const {
   const ByteRange all = range;
+  int tries = 0;
   while (range.start < range.end) {
     uffdio_zeropage ask{};
     ask.range = {range.start, range.end - range.start};
@@ -93,7 +105,7 @@ Result<void> MissingPages::place_zeros(ByteRange range) const {
     } else if (error == EEXIST) {
       range.start += kPageSize;
     } else {
-      VMSIEVE_TRY(refusal(error, range.start));
+      VMSIEVE_TRY(refusal(error, range.start, tries));
     }
   }
   // The kernel woke only those whose page it put in.

@@ -65,6 +65,7 @@ Result<std::unique_ptr<PageServer>> PageServer::start(std::shared_ptr<const Chec
       new PageServer{std::move(reader), std::move(plan), target, std::move(*missing), shared.theirs}};
   if (auto prepared = server->prepare(threads); !prepared.ok()) {
     server->complete_ = true;  // nothing has been promised yet
+    if (server->guard_) server->guard_->dismiss();
     server->missing_.end();
     return undo(prepared.error());
   }
@@ -91,7 +92,6 @@ Result<void> PageServer::prepare(unsigned threads) {
     urgent_comes_.notify_all();
     for (std::thread& worker : workers_) worker.join();
     workers_.clear();
-    guard_->dismiss();
     return make_error(ErrorKind::kIo, "cannot start threads: {}", error.what());
   }
   return {};
@@ -107,6 +107,8 @@ PageServer::~PageServer() {
   urgent_comes_.notify_all();
   for (std::thread& worker : workers_) worker.join();
   if (fault_thread_.joinable()) fault_thread_.join();
+  // QEMU has its signal, and its log says why: the guard's words would be wrong.
+  if (error_ && guard_) guard_->dismiss();
 }
 
 // ---- faults ----

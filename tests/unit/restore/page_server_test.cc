@@ -313,7 +313,48 @@ TEST_P(PageServerTest, AProcessThatEndsByItselfHasVanished) {
   ASSERT_TRUE(server) << server.error().message();
   ::kill(reader_.pid(), SIGKILL);
   const auto filled = (*server)->wait();
-  if (!filled.ok()) EXPECT_EQ(filled.error().kind(), ErrorKind::kVanished);
+  if (filled.ok()) {
+    EXPECT_EQ((*server)->figures().pages, kPages / 4 * 3);  // all was there before
+  } else {
+    EXPECT_EQ(filled.error().kind(), ErrorKind::kVanished);
+  }
+  server->reset();
+  EXPECT_EQ(log(), "QEMU said this\n");
+}
+
+TEST_P(PageServerTest, WhereItCannotStartTheProcessIsLeftAlone) {
+  int ready[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  const pid_t holder = ::fork();
+  if (holder == 0) {
+    const auto lock = VmLock::take_for_fill(reader_.pid());
+    (void)!::write(ready[1], "r", 1);
+    for (;;) ::pause();
+  }
+  char word = 0;
+  ASSERT_EQ(::read(ready[0], &word, 1), 1);
+  {
+    const auto server = start();
+    ASSERT_FALSE(server);
+    EXPECT_EQ(server.error().kind(), ErrorKind::kBusy);
+    EXPECT_THAT(server.error().message(), HasSubstr(fmt::format("process {}", holder)));
+    const auto waited = VmLock::wait_for_fill(reader_.pid(), 50ms);
+    ASSERT_FALSE(waited);
+    EXPECT_EQ(waited.error().kind(), ErrorKind::kBusy);
+  }
+  ::kill(holder, SIGKILL);
+  ASSERT_EQ(::waitpid(holder, nullptr, 0), holder);
+  ::close(ready[0]);
+  ::close(ready[1]);
+  EXPECT_TRUE(VmLock::wait_for_fill(reader_.pid(), 50ms));
+  EXPECT_EQ(::kill(reader_.pid(), 0), 0);
+  EXPECT_EQ(log(), "QEMU said this\n");
+  auto server = start();
+  ASSERT_TRUE(server) << server.error().message();
+  reader_.board().go = true;
+  EXPECT_TRUE((*server)->wait());
+  EXPECT_TRUE(reader_.is_done());
+  EXPECT_EQ(reader_.board().wrong, 0U);
 }
 
 }  // namespace
