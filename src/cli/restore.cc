@@ -184,6 +184,7 @@ void add_restore(CLI::App& app, int& status) {
       ->add_option(
           "--clone", options->clones,
           "bring up so many guests that share memory; {n} in --set, --qmp and ARGUMENTS is their number")
+      ->excludes(lazy)
       ->check(CLI::Range(1U, 1000U));
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);

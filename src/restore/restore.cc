@@ -293,6 +293,9 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
     VMSIEVE_ASSIGN(QemuCommandLine line, build_command_line(manifest, numbered_options(options, number)));
     line.renew_generation_id();
     VMSIEVE_TRY(check_accelerator(line));
+    // Others who work on a guest's memory would not see what is private to it.
+    if (const std::string why = why_not_lazy(line); !why.empty())
+      return make_error(ErrorKind::kUnsupported, "this VM cannot be cloned: {}", why);
     VMSIEVE_TRY(check_obstacles(line, manifest.working_directory));
     lines.push_back(std::move(line));
   }

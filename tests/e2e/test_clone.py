@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from tests.fault.test_bad_input import qemus_with
-from tests.lab import Guest, Qmp, Serial, process_exists
+from tests.lab import Guest, Qmp, Serial, process_exists, wait_until
 
 GENERATION = "324e6eaf-d1d1-4bf6-bf41-b9bb6c91fb87"
 
@@ -33,7 +33,7 @@ def store_of_guest(tmp_path_factory):
     command = Vmsieve(tmp_path_factory.mktemp("clone") / "store")
     with Guest(mem_mib=1024, smp=1, selfcheck={"churn_mib": 64, "anon_mib": 400, "still": 1}, accel="tcg,thread=single,tb-size=16",
                folder=tmp_path_factory.mktemp("guest"),
-               extra=["-device", f"vmgenid,guid={GENERATION},id=generation"]) as guest:
+               drivers=True, extra=["-device", f"vmgenid,guid={GENERATION},id=generation", "-device", "virtio-balloon-pci"]) as guest:
         guest.wait_ready()
         guest.wait_rounds(1)
         saved = command.save(guest.qmp_path)
@@ -74,10 +74,15 @@ def test_each_has_a_generation_of_its_own(cloning, tmp_path):
 
 
 def test_one_does_not_see_what_the_other_writes(cloning, tmp_path):
-    """And a clone is a guest like any other: it is saved, and restored into memory of its own."""
+    """Nor what it discards. And a clone is a guest like any other: it is saved, and restored into memory of its own."""
     command, checkpoint = cloning
     reports = clones_of(command, checkpoint, 2, "--set", f"serial=file:{tmp_path}/{{n}}.serial")
-    Serial(tmp_path / "1.serial").wait_rounds(2)
+    first = Serial(tmp_path / "1.serial")
+    free_before = first.wait_rounds(1).free_kib
+    with Qmp(reports[0]["qmp"]) as qmp:
+        qmp.execute("balloon", value=850 << 20)
+    wait_until(lambda: first.wait_rounds(1).free_kib < free_before - (100 << 10), 60, "the balloon")
+    first.wait_rounds(1)
     saved = command.save(reports[0]["qmp"])
     assert saved["introspection"]["used"], saved["introspection"]["reason"]
     Serial(tmp_path / "2.serial").wait_rounds(2)
@@ -85,6 +90,12 @@ def test_one_does_not_see_what_the_other_writes(cloning, tmp_path):
     again = command.restore(saved["checkpoint"], tmp_path / "again.serial")
     assert again["mode"] == "lazy"
     Serial(tmp_path / "again.serial").wait_rounds(2)
+
+
+def test_no_clones_where_others_work_on_the_memory(cloning):
+    command, checkpoint = cloning
+    failed = command.fails("restore", checkpoint, "--clone", 2, "--quiet", "--", "-device", "virtio-mem-pci,memdev=m")
+    assert failed.code == 7 and "cannot be cloned" in failed.stderr and "virtio-mem-pci" in failed.stderr
 
 
 def test_what_only_one_can_have_is_named_and_none_is_left(cloning, tmp_path):
