@@ -30,7 +30,10 @@ void leave_terminal() {
   std::fflush(nullptr);
   ::setsid();
   const UniqueFd nothing{::open("/dev/null", O_RDWR | O_CLOEXEC)};
-  for (int fd = 0; fd <= 2; ++fd) ::dup2(nothing.get(), fd);
+  for (int fd = 0; fd <= 2; ++fd) {
+    // Whoever reads our output waits for its end: rather none than the old one.
+    if (!nothing.valid() || ::dup2(nothing.get(), fd) < 0) ::close(fd);
+  }
 }
 
 }  // namespace
