@@ -20,7 +20,7 @@ namespace {
 ElfMachine machine_of(const Manifest& manifest) {
   const bool arm64 = manifest.introspection.vmcoreinfo.find("NUMBER(kimage_voffset)") != std::string::npos ||
                      manifest.qemu_executable.find("aarch64") != std::string::npos ||
-                     manifest.machine_type.starts_with("virt");
+                     manifest.machine_type.starts_with("virt-");
   return arm64 ? ElfMachine::kArm64 : ElfMachine::kX86;
 }
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports, each opened by a reader of its own."""
 
+import contextlib
 import filecmp
 import subprocess
 
@@ -30,27 +31,34 @@ def guest_and_store(tmp_path_factory):
         command.kill_restored()
 
 
-def test_stock_qemu_runs_on_from_a_stream(guest_and_store, tmp_path):
-    guest, command, checkpoint, _ = guest_and_store
-    stream = tmp_path / "stream"
-    exported = command.json("export", checkpoint, "--format", "qemu", "--output", stream)
-    assert exported["bytes"] == stream.stat().st_size < MIB << 20
-    serial, qmp = tmp_path / "serial", tmp_path / "qmp"
+@contextlib.contextmanager
+def stock_qemu(guest, folder, incoming):
+    """A QEMU started by hand with the guest's command line, `-incoming` behind it: its monitor and its serial line."""
+    serial, qmp = folder / "serial", folder / "qmp"
     arguments = [f"file:{serial}" if argument == f"file:{guest.serial_path}" else argument
                  for argument in guest.command()]
     at = arguments.index("-qmp")
     arguments[at + 1] = f"unix:{qmp},server=on,wait=off"
     del arguments[at + 2:at + 4]
-    with open(tmp_path / "log", "wb") as log, \
-            subprocess.Popen([*arguments, "-incoming", f"exec:cat {stream}"], stdout=log, stderr=log) as process:
+    with open(folder / "log", "wb") as log, \
+            subprocess.Popen([*arguments, "-incoming", incoming], stdout=log, stderr=log) as process:
         try:
             wait_until(qmp.exists, 30, "the monitor")
             with Qmp(qmp, timeout=60) as client:
-                wait_until(lambda: client.execute("query-status")["status"] != "inmigrate", 60, "the stream is loaded")
-                client.execute("cont")
-            Serial(serial).wait_rounds(3)
+                yield client, Serial(serial)
         finally:
             process.kill()
+
+
+def test_stock_qemu_runs_on_from_a_stream(guest_and_store, tmp_path):
+    guest, command, checkpoint, _ = guest_and_store
+    stream = tmp_path / "stream"
+    exported = command.json("export", checkpoint, "--format", "qemu", "--output", stream)
+    assert exported["bytes"] == stream.stat().st_size < MIB << 20
+    with stock_qemu(guest, tmp_path, f"exec:cat {stream}") as (qmp, serial):
+        wait_until(lambda: qmp.execute("query-status")["status"] != "inmigrate", 60, "the stream is loaded")
+        qmp.execute("cont")
+        serial.wait_rounds(3)
 
 
 @pytest.mark.parametrize("multifd", [True, pytest.param(False, marks=pytest.mark.matrix)])
@@ -60,28 +68,16 @@ def test_stock_qemu_runs_on_from_mapped_ram(vmsieve, tmp_path, multifd):
         guest.wait_rounds(1)
         checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
         guest.kill()
-        mapped, serial, qmp = tmp_path / "mapped", tmp_path / "serial", tmp_path / "qmp"
+        mapped = tmp_path / "mapped"
         exported = vmsieve.json("export", checkpoint, "--format", "qemu-mapped-ram", "--output", mapped)
         assert exported["allocated_bytes"] < (MIB << 20) * 3 // 4 < exported["bytes"]
-        arguments = [f"file:{serial}" if argument == f"file:{guest.serial_path}" else argument
-                     for argument in guest.command()]
-        at = arguments.index("-qmp")
-        arguments[at + 1] = f"unix:{qmp},server=on,wait=off"
-        del arguments[at + 2:at + 4]
-        with open(tmp_path / "log", "wb") as log, \
-                subprocess.Popen([*arguments, "-incoming", "defer"], stdout=log, stderr=log) as process:
-            try:
-                wait_until(qmp.exists, 30, "the monitor")
-                with Qmp(qmp, timeout=60) as client:
-                    client.execute("migrate-set-capabilities", capabilities=[
-                        {"capability": "mapped-ram", "state": True}, {"capability": "multifd", "state": multifd}])
-                    client.execute("migrate-incoming", uri=f"file:{mapped}")
-                    wait_until(lambda: client.execute("query-migrate").get("status") in ("completed", "failed"), 60,
-                               "all is loaded")
-                    assert client.execute("query-migrate")["status"] == "completed", (tmp_path / "log").read_text()
-                Serial(serial).wait_rounds(3)
-            finally:
-                process.kill()
+        with stock_qemu(guest, tmp_path, "defer") as (qmp, serial):
+            qmp.execute("migrate-set-capabilities", capabilities=[
+                {"capability": "mapped-ram", "state": True}, {"capability": "multifd", "state": multifd}])
+            qmp.execute("migrate-incoming", uri=f"file:{mapped}")
+            wait_until(lambda: qmp.execute("query-migrate").get("status") in ("completed", "failed"), 60, "all is loaded")
+            assert qmp.execute("query-migrate")["status"] == "completed", (tmp_path / "log").read_text()
+            serial.wait_rounds(3)
 
 
 def test_a_stream_goes_to_standard_output(guest_and_store, tmp_path):
