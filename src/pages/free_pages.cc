@@ -201,10 +201,13 @@ ListedPages offline_pages(const GuestMemory& memory, const std::vector<ScannedSe
   return pages;
 }
 
+bool by_first(const PfnRange& a, const PfnRange& b) { return a.first < b.first; }
+
 // Sorts and merges runs of all kinds. False when two of them overlap: then one of the kinds is wrong.
 bool merge_runs(std::vector<PfnRange>& runs) {
-  std::sort(runs.begin(), runs.end(), [](const PfnRange& a, const PfnRange& b) { return a.first < b.first; });
+  if (!std::is_sorted(runs.begin(), runs.end(), by_first)) std::sort(runs.begin(), runs.end(), by_first);
   std::vector<PfnRange> merged;
+  merged.reserve(runs.size());
   for (const PfnRange& run : runs) {
     if (!merged.empty() && run.first.value < merged.back().end()) return false;
     if (!merged.empty() && run.first.value == merged.back().end()) {
@@ -223,7 +226,9 @@ void add_listed(const ListWalk& walk, const Zones& zones, const std::vector<bool
   std::vector<PfnRange> runs = result.runs;
   const auto add = [&](ListedPages pages, u64& count) {
     keep_trusted(pages, zones, trusted);
+    const auto before = static_cast<std::ptrdiff_t>(runs.size());
     runs.insert(runs.end(), pages.runs.begin(), pages.runs.end());
+    std::inplace_merge(runs.begin(), runs.begin() + before, runs.end(), by_first);
     result.list_doubts.insert(result.list_doubts.end(), pages.doubts.begin(), pages.doubts.end());
     count = pages.count;
   };

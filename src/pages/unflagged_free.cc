@@ -63,11 +63,13 @@ class MemoryMap {
   std::optional<GuestVirtual> base_;
 };
 
+enum class Listed : u8 { kNowhere, kSomewhere, kInGoodOrder };
+
 struct Candidate {
   Pfn pfn;
   u64 next = 0;
   u64 prev = 0;
-  bool taken = false;
+  Listed listed = Listed::kNowhere;
 };
 
 bool is_ram(const GuestMemory& memory, Pfn first, u64 count) {
@@ -95,36 +97,56 @@ void normalise(ListedPages& pages) {
   pages.runs = std::move(merged);
 }
 
-// Walks lists through the unused pages that the scan found.
+// Walks lists through the unused pages that the scan found. Tens of thousands of pages may be on them, each
+// a step of its own, and the guest stands still: so they are found by number and never sorted.
 class UnlistedWalker {
  public:
   UnlistedWalker(const ListWalk& walk, const MemoryMap& map) : walk_(walk), map_(map) {
+    std::size_t count = 0;
+    for (const ScannedSection& scan : walk.scans) count += scan.found.unlisted.size();
+    candidates_.reserve(count);
     for (const ScannedSection& scan : walk.scans) {
       for (const UnlistedPage& page : scan.found.unlisted)
-        candidates_.push_back(
-            {Pfn{scan.first.value + (page.index << scan.frame_shift)}, page.next, page.prev, false});
+        candidates_.push_back({Pfn{scan.first.value + (page.index << scan.frame_shift)}, page.next, page.prev,
+                               Listed::kNowhere});
     }
+    divide();
   }
 
   /// `lists` is the CPU's struct per_cpu_pages (or what holds it), `first` the trylock list's first word.
   void walk_cpu(GuestVirtual zone, GuestVirtual lists, ListedPages& out);
   void walk_trylock(GuestVirtual zone, u64 first, ListedPages& out);
+  /// All pages of the lists that were believed.
+  void collect(ListedPages& out) const;
 
  private:
-  // What one CPU's lists hold, kept aside until all of it is believed. Candidates stay taken even when it
+  // What one CPU's lists hold, kept aside until all of it is believed. Candidates stay listed even when it
   // is not: so all walks together take no more steps than there are candidates, whatever the lists say.
-  struct Taken {
-    std::vector<PfnRange> runs;
-    u64 count = 0;  // of the kernel's pages
-  };
+  using Taken = std::vector<std::size_t>;
 
   std::optional<std::string> walk_list(GuestVirtual head, u64 first, u64 last, u32 order, u64 limit,
                                        Taken& taken);
-  std::optional<std::string> take_block(Pfn pfn, u32 order, Taken& taken);
+  std::optional<std::string> take_block(std::size_t first, u32 order, Taken& taken);
+
+  void divide() {
+    if (candidates_.empty()) return;
+    const u64 first = candidates_.front().pfn.value;
+    const u64 span = candidates_.back().pfn.value - first + 1;
+    while (span >> stretch_shift_ > candidates_.size()) ++stretch_shift_;
+    stretches_.resize((span >> stretch_shift_) + 2, candidates_.size());
+    for (std::size_t i = candidates_.size(); i-- > 0;)
+      stretches_[(candidates_[i].pfn.value - first) >> stretch_shift_] = i;
+    for (std::size_t i = stretches_.size() - 1; i-- > 0;)
+      stretches_[i] = std::min(stretches_[i], stretches_[i + 1]);
+  }
   std::optional<std::size_t> find(Pfn pfn) const {
-    const auto at = std::lower_bound(candidates_.begin(), candidates_.end(), pfn,
-                                     [](const Candidate& c, Pfn p) { return c.pfn < p; });
-    if (at == candidates_.end() || at->pfn != pfn) return std::nullopt;
+    if (candidates_.empty() || pfn < candidates_.front().pfn) return std::nullopt;
+    const u64 stretch = (pfn.value - candidates_.front().pfn.value) >> stretch_shift_;
+    if (stretch + 1 >= stretches_.size()) return std::nullopt;
+    const auto begin = candidates_.begin() + static_cast<std::ptrdiff_t>(stretches_[stretch]);
+    const auto end = candidates_.begin() + static_cast<std::ptrdiff_t>(stretches_[stretch + 1]);
+    const auto at = std::lower_bound(begin, end, pfn, [](const Candidate& c, Pfn p) { return c.pfn < p; });
+    if (at == end || at->pfn != pfn) return std::nullopt;
     return static_cast<std::size_t>(at - candidates_.begin());
   }
   void settle(std::optional<std::string> doubt, GuestVirtual zone, const Taken& taken, ListedPages& out) {
@@ -132,31 +154,45 @@ class UnlistedWalker {
       add_doubt(out, fmt::format("zone at {:#x}: {}", zone.value, *doubt));
       return;
     }
-    out.runs.insert(out.runs.end(), taken.runs.begin(), taken.runs.end());
-    out.count += taken.count << walk_.layout.frame_shift();
+    for (const std::size_t page : taken) candidates_[page].listed = Listed::kInGoodOrder;
   }
 
   const ListWalk& walk_;
   const MemoryMap& map_;
-  std::vector<Candidate> candidates_;  // ascending
+  std::vector<Candidate> candidates_;   // ascending
+  std::vector<std::size_t> stretches_;  // the first candidate of each stretch of page frames, or behind it
+  u64 stretch_shift_ = 0;
 };
 
+void UnlistedWalker::collect(ListedPages& out) const {
+  const u64 frames = walk_.layout.frames_per_page();
+  for (const Candidate& candidate : candidates_) {
+    if (candidate.listed != Listed::kInGoodOrder) continue;
+    if (!out.runs.empty() && out.runs.back().end() == candidate.pfn.value) {
+      out.runs.back().count += frames;
+    } else {
+      out.runs.push_back({candidate.pfn, frames});
+    }
+    out.count += frames;
+  }
+}
+
 // All pages of the block must be candidates that no other list has.
-std::optional<std::string> UnlistedWalker::take_block(Pfn pfn, u32 order, Taken& taken) {
+std::optional<std::string> UnlistedWalker::take_block(std::size_t first, u32 order, Taken& taken) {
+  const Pfn pfn = candidates_[first].pfn;
   const u64 pages = u64{1} << order;
   const u64 frames = pages << walk_.layout.frame_shift();
   if (pfn.value % frames != 0) return fmt::format("the block at {:#x} is not aligned", pfn.address().value);
-  const auto first = find(pfn);
-  if (!first || *first + pages > candidates_.size() ||
-      candidates_[*first + pages - 1].pfn.value != pfn.value + frames - walk_.layout.frames_per_page())
+  if (first + pages > candidates_.size() ||
+      candidates_[first + pages - 1].pfn.value != pfn.value + frames - walk_.layout.frames_per_page())
     return fmt::format("the page at {:#x} is listed as free, but is in use", pfn.address().value);
   if (!is_ram(walk_.memory, pfn, frames)) return fmt::format("{:#x} is not RAM", pfn.address().value);
-  for (std::size_t i = *first; i < *first + pages; ++i) {
-    if (candidates_[i].taken) return fmt::format("{:#x} is listed twice", pfn.address().value);
-    candidates_[i].taken = true;
+  for (std::size_t i = first; i < first + pages; ++i) {
+    if (candidates_[i].listed != Listed::kNowhere)
+      return fmt::format("{:#x} is listed twice", pfn.address().value);
+    candidates_[i].listed = Listed::kSomewhere;
+    taken.push_back(i);
   }
-  taken.runs.push_back({pfn, frames});
-  taken.count += pages;
   return std::nullopt;
 }
 
@@ -167,12 +203,12 @@ std::optional<std::string> UnlistedWalker::walk_list(GuestVirtual head, u64 firs
   u64 node = first;
   u64 before = head.value;
   while (node != head.value) {
-    if (taken.count >= limit) return "its lists are longer than their counter says";
+    if (taken.size() >= limit) return "its lists are longer than their counter says";
     const auto pfn = map_.pfn_of(node, lru);
     const auto at = pfn ? find(*pfn) : std::nullopt;
     if (!at) return fmt::format("its list leads to {:#x}, which is no free page", node);
     if (candidates_[*at].prev != before) return fmt::format("the list is broken at {:#x}", node);
-    if (auto doubt = take_block(*pfn, order, taken)) return doubt;
+    if (auto doubt = take_block(*at, order, taken)) return doubt;
     before = node;
     node = candidates_[*at].next;
   }
@@ -198,8 +234,8 @@ void UnlistedWalker::walk_cpu(GuestVirtual zone, GuestVirtual cpu, ListedPages& 
     doubt = walk_list(cpu + at, load_le<u64>(&lists[at]), load_le<u64>(&lists[at + 8]), layout.list_orders[i],
                       count, taken);
   }
-  if (!doubt && taken.count != count)
-    doubt = fmt::format("a CPU counts {} pages in its lists, {} are there", count, taken.count);
+  if (!doubt && taken.size() != count)
+    doubt = fmt::format("a CPU counts {} pages in its lists, {} are there", count, taken.size());
   settle(std::move(doubt), zone, taken, out);
 }
 
@@ -228,7 +264,9 @@ void UnlistedWalker::walk_trylock(GuestVirtual zone, u64 node, ListedPages& out)
       doubt = "its trylock list holds a block of an impossible order";
       break;
     }
-    doubt = take_block(*pfn, static_cast<u32>(value), taken);
+    const auto at = find(*pfn);
+    doubt = at ? take_block(*at, static_cast<u32>(value), taken)
+               : fmt::format("the page at {:#x} is listed as free, but is in use", pfn->address().value);
     node = load_le<u64>(next.data());
   }
   settle(std::move(doubt), zone, taken, out);
@@ -262,7 +300,7 @@ ListedPages read_per_cpu_lists(const ListWalk& walk, const Zones& zones) {
     for (const u64 cpu : lists.cpu_offsets) walker.walk_cpu(zone, GuestVirtual{*per_cpu} + cpu, result);
     if (walk.allocator.trylock) walker.walk_trylock(zone, *trylock, result);
   }
-  normalise(result);
+  walker.collect(result);
   return result;
 }
 
