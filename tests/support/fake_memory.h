@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -67,9 +68,8 @@ class FakeMemory : public GuestMemory {
 
   template <std::unsigned_integral T>
   void write_le(GuestPhysical address, T value) {
-    std::vector<std::byte> bytes;
-    append_le(bytes, value);
-    write(address, bytes);
+    static_assert(std::endian::native == std::endian::little);
+    write(address, std::as_bytes(std::span{&value, 1}));
   }
 
   u64 read_u64(GuestPhysical address) const {
