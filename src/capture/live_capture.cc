@@ -188,18 +188,71 @@ void LiveCapture::note_wait(TimePoint since) {
   figures_.longest_wait_ms = std::max(figures_.longest_wait_ms, ms_since(since));
 }
 
-bool LiveCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
-  // What is in more than one mapping is not worth the trouble.
-  const auto host = units_.host(memory_.layout(), address, bytes);
-  if (!host) return false;
-  const std::lock_guard lock(mutex_);
-  if (failed_) return false;
-  for (u64 at = host->start;;) {
+// None where it is in more than one mapping, which is not worth the trouble.
+std::optional<std::vector<std::size_t>> LiveCapture::units_of(const PhysicalExtent& extent) const {
+  const auto host = units_.host(memory_.layout(), extent.address, extent.bytes);
+  if (!host) return std::nullopt;
+  std::vector<std::size_t> found;
+  for (u64 at = host->start; at < host->end; at = units_.host(found.back()).end) {
     const auto unit = units_.at(at);
-    if (!unit || rewritten_[*unit]) return false;
-    const u64 end = units_.host(*unit).end;
-    if (end >= host->end) return true;
-    at = end;
+    if (!unit) return std::nullopt;
+    found.push_back(*unit);
+  }
+  return found;
+}
+
+bool LiveCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
+  const auto units = units_of({address, bytes});
+  if (!units) return false;
+  const std::lock_guard lock(mutex_);
+  return !failed_ && std::ranges::none_of(*units, [&](std::size_t unit) { return rewritten_[unit]; });
+}
+
+// As protect_all(), for a few units. A write to one of them that comes before its protection is one of those
+// that the caller is told of; one that comes after it is held by the kernel until the answering thread has
+// mutex_, and noted anew.
+Result<std::vector<bool>> LiveCapture::protect_again(std::span<const PhysicalExtent> extents) {
+  std::vector<std::optional<std::vector<std::size_t>>> units;
+  for (const PhysicalExtent& extent : extents) units.push_back(units_of(extent));
+  std::vector<bool> written;
+  std::vector<std::size_t> again;
+  {
+    const std::lock_guard lock(mutex_);
+    for (const auto& of_extent : units) {
+      written.push_back(!of_extent || failed_);
+      if (!of_extent) continue;
+      for (const std::size_t unit : *of_extent) {
+        if (!rewritten_[unit]) continue;
+        written.back() = true;
+        again.push_back(unit);
+      }
+    }
+  }
+  std::ranges::sort(again);
+  again.erase(std::unique(again.begin(), again.end()), again.end());
+  for (const std::size_t unit : again) note_resident(unit);
+  {
+    const std::lock_guard lock(mutex_);
+    for (const ByteRange& range : host_ranges(units_, again)) VMSIEVE_TRY(protection_.protect(range));
+    for (const std::size_t unit : again) rewritten_[unit] = false;
+  }
+  for (const std::size_t unit : again) {
+    const MemoryUnits::Place place = units_.place(unit);
+    const auto present = memory_.present_block(place.block, place.pages.first_page, place.pages.pages);
+    resident_[place.block].insert(resident_[place.block].end(), present.begin(), present.end());
+  }
+  return written;
+}
+
+// Before the unit is protected: afterwards pages that were never touched look as if they were swapped out.
+void LiveCapture::note_resident(std::size_t unit) {
+  const MemoryUnits::Place place = units_.place(unit);
+  std::vector<LiveMemory::PageRun>& found = resident_[place.block];
+  if (memory_.is_shared(place.block)) {
+    found.push_back({place.pages.first_page, place.pages.pages});
+  } else {
+    const auto runs = memory_.resident_block(place.block, place.pages.first_page, place.pages.pages);
+    found.insert(found.end(), runs.begin(), runs.end());
   }
 }
 
@@ -215,17 +268,9 @@ Result<void> LiveCapture::freeze() {
     }
   }
   u64 bytes = 0;
-  // Before they are protected: afterwards pages that were never touched look as if they were swapped out.
   for (const std::size_t unit : rewritten) {
-    const MemoryUnits::Place place = units_.place(unit);
-    std::vector<LiveMemory::PageRun>& found = resident_[place.block];
-    if (memory_.is_shared(place.block)) {
-      found.push_back({place.pages.first_page, place.pages.pages});
-    } else {
-      const auto runs = memory_.resident_block(place.block, place.pages.first_page, place.pages.pages);
-      found.insert(found.end(), runs.begin(), runs.end());
-    }
-    bytes += place.pages.pages * kPageSize;
+    note_resident(unit);
+    bytes += units_.place(unit).pages.pages * kPageSize;
   }
   for (const ByteRange& range : host_ranges(units_, rewritten)) VMSIEVE_TRY(protection_.protect(range));
   for (auto& runs : resident_) normalise(runs);

@@ -17,6 +17,7 @@
 #include "vmsieve/capture/memory_units.h"
 #include "vmsieve/capture/page_plan.h"
 #include "vmsieve/capture/pipeline.h"
+#include "vmsieve/guest/page_tables.h"
 #include "vmsieve/qemu/live_memory.h"
 #include "vmsieve/qemu/page_residency.h"
 #include "vmsieve/qemu/write_protection.h"
@@ -53,8 +54,14 @@ class LiveCapture {
   LiveCapture(const LiveCapture&) = delete;
   LiveCapture& operator=(const LiveCapture&) = delete;
 
-  /// Was nothing written to this guest-physical memory since start() returned? Before freeze().
+  /// Was nothing written to this guest-physical memory since start() returned, or, if it was protected again
+  /// since, since then? Before freeze().
   bool is_unwritten(GuestPhysical address, u64 bytes) const;
+
+  /// While the guest runs, before freeze(): protects again what was written of these. For each of them
+  /// whether it was (true, too, where that cannot be known): what was read of it before this call says
+  /// nothing now.
+  Result<std::vector<bool>> protect_again(std::span<const PhysicalExtent> extents);
 
   /// The instant; the guest must be stopped. Protects again what was written since start(). From the return
   /// on the guest may run.
@@ -91,6 +98,8 @@ class LiveCapture {
   LiveCapture(const LiveMemory& memory, Pagemap pagemap, MemoryUnits units, WriteProtection protection,
               const Options& options);
   Result<void> protect_all();
+  std::optional<std::vector<std::size_t>> units_of(const PhysicalExtent& extent) const;
+  void note_resident(std::size_t unit);
   void answer();
   Result<void> answer_writes();
   Result<void> let_through(const std::vector<std::size_t>& units);

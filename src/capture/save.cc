@@ -111,11 +111,32 @@ Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& 
   return captured;
 }
 
+/// Page structures that were written since they were rehearsed are protected and read once more: the less is
+/// left for the pause.
+Result<void> rehearse_again(Save& save, LiveCapture& live, unsigned threads) {
+  std::vector<ScannedSection>& scans = save.earlier.scans;
+  if (scans.empty()) return {};
+  std::vector<PhysicalExtent> extents;
+  for (const ScannedSection& scan : scans)
+    extents.insert(extents.end(), scan.extents.begin(), scan.extents.end());
+  VMSIEVE_ASSIGN(const std::vector<bool> written, live.protect_again(extents));
+  std::size_t next = 0;
+  std::erase_if(scans, [&](const ScannedSection& scan) {
+    const auto first = written.begin() + static_cast<std::ptrdiff_t>(next);
+    next += scan.extents.size();
+    return std::find(first, first + static_cast<std::ptrdiff_t>(scan.extents.size()), true) !=
+           first + static_cast<std::ptrdiff_t>(scan.extents.size());
+  });
+  VMSIEVE_TRY(rehearse(save, threads));
+  return {};
+}
+
 /// The guest stops for an instant; its used pages are read while it runs again. As above when it fails, and
 /// `live` lets go of the guest's memory.
 Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pipeline, LiveCapture& live,
                               unsigned threads, const ProgressFunction& progress) {
   Captured captured;
+  VMSIEVE_TRY(rehearse_again(save, live, threads));
   const Stopwatch pause;
   // ---- The guest stops.
   VMSIEVE_ASSIGN(captured.stopped, stop_and_classify(save, guard, threads));

@@ -39,6 +39,7 @@ class State:
     states: tuple = (PENDING, PENDING)
     copies: tuple = (None, None)  # what was copied of each unit
     truth: Optional[tuple] = None  # the memory at the instant
+    rehearsed: tuple = (None, None)  # what was read of each unit since it was protected last
 
     main: tuple = ("protect", 0)
     answering: tuple = ("read",)
@@ -91,10 +92,23 @@ class Model:
         step, *rest = state.main
         if step == "protect":
             unit = rest[0]
-            then = ("protect", unit + 1) if unit + 1 in UNITS else ("stop",)
+            then = ("protect", unit + 1) if unit + 1 in UNITS else ("rehearse", 0, ("look",))
             yield state.but(protected=put(state.protected, unit, True), main=then)
+        elif step == "rehearse":
+            unit, after = rest
+            then = ("rehearse", unit + 1, after) if unit + 1 in UNITS else after
+            if state.rehearsed[unit] is None:
+                yield state.but(rehearsed=put(state.rehearsed, unit, state.memory[unit]), main=then)
+            else:
+                yield state.but(main=then)
+        elif step == "look" and state.lock is None:
+            yield state.but(main=("renew", tuple(unit for unit in UNITS if state.noted[unit])))
+        elif step == "renew" and (state.lock is None or state.lock == "main"):
+            yield from self.renew(state, rest[0])
         elif step == "stop" and state.qemu.waits_for is None:  # QEMU answers the monitor
-            yield state.but(running=False, main=("freeze",))
+            yield state.but(running=False, main=("classify",))
+        elif step == "classify" and state.lock is None:
+            yield state.but(rehearsed=(None, None), main=("freeze",))
         elif step == "freeze" and state.lock is None:
             noted = tuple(unit for unit in UNITS if state.noted[unit])
             yield state.but(phase=FREEZING, main=("protect again", noted))
@@ -108,6 +122,15 @@ class Model:
             yield state.but(phase=COPY, main=("claim", 0), helper=("claim", 1))
         else:
             yield from self.step_copier(state, "main")
+
+    def renew(self, state, units):
+        """protect_again() of src/capture/live_capture.cc: under the lock, all of them."""
+        if not units:
+            yield state.but(lock=None, main=("rehearse", 0, ("stop",)))
+            return
+        unit, *others = units
+        yield state.but(lock="main", protected=put(state.protected, unit, True), noted=put(state.noted, unit, False),
+                        rehearsed=put(state.rehearsed, unit, None), main=("renew", tuple(others)))
 
     def protect_again(self, state, units):
         if not units:
@@ -176,6 +199,10 @@ class Model:
 
 def wrong(state):
     """What must never be seen, in words; None when all is well."""
+    if state.main == ("classify",) and state.lock is None:
+        for unit in UNITS:
+            if not state.noted[unit] and state.rehearsed[unit] != state.memory[unit]:
+                return f"unit {unit} passes for unwritten; it was {state.rehearsed[unit]} and is {state.memory[unit]}"
     for unit in UNITS:
         if state.copies[unit] is not None and state.copies[unit] != state.truth[unit]:
             return f"unit {unit} was copied as {state.copies[unit]}, and held {state.truth[unit]} at the instant"

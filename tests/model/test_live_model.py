@@ -85,7 +85,32 @@ class DoesNotProtectAgain(Model):
         yield state.but(main=("instant",))
 
 
-@pytest.mark.parametrize("broken", [LetsThroughWhileFreezing, NotesAfterLettingThrough, HoldsUntilThePlan,
+class RenewsWithoutTheLock(Model):
+    """A write that the answering thread notes between the protection and the forgetting is forgotten."""
+
+    def step_main(self, state):
+        if state.main[0] == "forget":
+            unit, others = state.main[1:]
+            yield state.but(noted=put(state.noted, unit, False), rehearsed=put(state.rehearsed, unit, None),
+                            main=("renew", others))
+        else:
+            yield from super().step_main(state)
+
+    def renew(self, state, units):
+        if units:
+            yield state.but(protected=put(state.protected, units[0], True), main=("forget", units[0], units[1:]))
+        else:
+            yield from super().renew(state, units)
+
+
+class ReadsBeforeItProtectsAgain(Model):
+    def renew(self, state, units):
+        for after in super().renew(state, units):
+            yield after.but(rehearsed=state.rehearsed)
+
+
+@pytest.mark.parametrize("broken", [RenewsWithoutTheLock, ReadsBeforeItProtectsAgain,
+                                    LetsThroughWhileFreezing, NotesAfterLettingThrough, HoldsUntilThePlan,
                                     ReleasesBeforeItCopies, DoesNotProtectAgain, NotesWithoutTheLock])
 def test_a_broken_rule_is_found(broken):
     assert explore(broken())[1] is not None

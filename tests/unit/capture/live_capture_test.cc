@@ -189,8 +189,57 @@ TEST(LiveCapture, TellsWhatWasWrittenSinceItsStart) {
   EXPECT_FALSE(session.capture->is_unwritten(GuestPhysical{0}, kMainPages * kPageSize));
   EXPECT_TRUE(session.capture->is_unwritten(GuestPhysical{0}, kPageSize));
   // What is no RAM, or reaches out of it, was never seen.
-  EXPECT_FALSE(session.capture->is_unwritten(GuestPhysical{kMainPages * kPageSize}, kPageSize));
+  const PhysicalExtent outside{GuestPhysical{kMainPages * kPageSize}, kPageSize};
+  EXPECT_FALSE(session.capture->is_unwritten(outside.address, outside.bytes));
   EXPECT_FALSE(session.capture->is_unwritten(GuestPhysical{0}, (kMainPages + 1) * kPageSize));
+
+  const std::vector<PhysicalExtent> extents = {{GuestPhysical{0}, kPageSize}, {written, kPageSize}, outside};
+  const auto again = session.capture->protect_again(extents);
+  ASSERT_TRUE(again) << again.error().message();
+  EXPECT_THAT(*again, testing::ElementsAre(false, true, true));
+  EXPECT_TRUE(session.capture->is_unwritten(written, kPageSize));
+  ASSERT_TRUE(session.guest.does(Order::kWrite, first, 1));
+  EXPECT_FALSE(session.capture->is_unwritten(written, kPageSize));
+}
+
+// What was read after its protection, and was not written since, need not be read again.
+TEST_P(Live, WhatIsProtectedAgainAndNotWrittenStaysAsItWasRead) {
+  Session session(guest());
+  START_OR_RETURN(session);
+  constexpr u64 kExtentPages = 64;
+  std::vector<PhysicalExtent> extents;
+  for (u64 page = 0; page + kExtentPages <= session.guest.pages(0); page += kExtentPages)
+    extents.push_back({Pfn{page}.address(), kExtentPages * kPageSize});
+  std::vector<std::vector<std::byte>> read(extents.size());
+  u64 written = 0;
+  u64 kept = 0;
+  for (int round = 0; round < 4; ++round) {
+    EXPECT_TRUE(session.guest.goes_on());
+    const auto again = session.capture->protect_again(extents);
+    ASSERT_TRUE(again) << again.error().message();
+    written += static_cast<u64>(std::count(again->begin(), again->end(), true));
+    for (std::size_t i = 0; i < extents.size(); ++i) {
+      read[i].resize(extents[i].bytes);
+      ASSERT_TRUE(session.memory->read_block(0, i * kExtentPages * kPageSize, read[i]));
+    }
+    ASSERT_TRUE(session.guest.stop());
+    const std::vector<std::byte> truth = session.guest.truth();
+    for (std::size_t i = 0; i < extents.size(); ++i) {
+      if (!session.capture->is_unwritten(extents[i].address, extents[i].bytes)) continue;
+      for (u64 page = 0; page < kExtentPages; ++page) {
+        ++kept;
+        EXPECT_TRUE(same(std::span(read[i]).subspan(page * kPageSize, kPageSize),
+                         session.guest.truth_of(truth, 0, i * kExtentPages + page)));
+      }
+      if (HasFailure()) return;
+    }
+    session.guest.resume();
+  }
+  EXPECT_GT(written, 0U);
+  EXPECT_GT(kept, 0U);
+  session.instant();
+  Store store(static_cast<u32>(GetParam().blocks.size()));
+  session.expect_all_of_the_instant(store, 2, some_free_pages());
 }
 
 }  // namespace
