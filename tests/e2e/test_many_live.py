@@ -29,7 +29,7 @@ def test_every_copy_of_a_hundred_runs_on(vmsieve, tmp_path):
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     moments = random.Random(seed)
-    with Guest(mem_mib=384, smp=2, selfcheck={"busy": 1, "churn_mib": 128, "anon_mib": 48, "tmpfs_mib": 16},
+    with Guest(mem_mib=384, smp=2, selfcheck={"busy": 1, "churn_mib": 96, "anon_mib": 32, "tmpfs_mib": 8},
                hook="/bin/hazard counter 32 &") as guest, \
             concurrent.futures.ThreadPoolExecutor(AT_ONCE) as judges:
         guest.wait_ready()
