@@ -53,6 +53,24 @@ def test_guest_cannot_tell(vmsieve, tmp_path, folder, qemu, memory, machine):
         Serial(serial).wait_rounds(5)
 
 
+@pytest.mark.parametrize("machine", ["q35", pytest.param("pc", marks=pytest.mark.matrix)])
+@pytest.mark.parametrize("older, newer", [("7.2", "10.0"), *(pytest.param(*pair, marks=pytest.mark.matrix) for pair in (
+    ("5.2", "7.2"), ("7.2", "newest"), ("10.0", "newest")))])
+def test_a_newer_qemu_brings_it_back_and_an_older_one_is_refused(vmsieve, tmp_path, machine, older, newer):
+    with Guest(qemu=older, machine=machine, mem_mib=512, smp=2, selfcheck={"churn_mib": 64}) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(1)
+        saved = vmsieve.save(guest.qmp_path)
+        guest.kill()
+        serial = tmp_path / "newer.serial"
+        report = vmsieve.restore(saved["checkpoint"], serial, "--omitted-fill", "0x5a", "--qemu", Guest(qemu=newer).qemu_path())
+        assert report["machine"].endswith(older) and not report["qemu"].startswith(older)
+        Serial(serial).wait_rounds(4)
+        again = vmsieve.save(report["qmp"])
+        failed = vmsieve.fails("restore", again["checkpoint"], "--qemu", guest.qemu_path())
+        assert failed.code == 7 and older in failed.stderr
+
+
 @pytest.mark.parametrize("machine,memory", [("microvm", "plain"), ("q35", "numa"), ("q35", "hugetlb")])
 def test_other_machines(vmsieve, tmp_path, folder, machine, memory):
     with Guest(machine=machine, memory=memory, mem_mib=1024, smp=2, folder=folder) as guest:
