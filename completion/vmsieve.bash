@@ -9,7 +9,7 @@ _vmsieve() {
   local cur prev command="" word
   cur="${COMP_WORDS[COMP_CWORD]}"
   prev="${COMP_WORDS[COMP_CWORD - 1]}"
-  local commands="ls inspect save watch untrack restore export log show verify rm"
+  local commands="ls inspect save watch untrack restore export import log show verify rm"
   for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
     if [[ " $commands " == *" $word "* ]]; then
       command="$word"
@@ -41,6 +41,7 @@ _vmsieve() {
     watch) options+=" --store --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --lazy --eager --wait --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     export) options+=" --store --format --output --threads" ;;
+    import) options+=" --store --stopped --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     log | verify | rm) options+=" --store" ;;
     show) options+=" --store --pages --memory --svg --png --largest" ;;
   esac
@@ -52,6 +53,7 @@ _vmsieve() {
     restore | export | show | verify | rm)
       COMPREPLY=($(compgen -W "$(vmsieve log --json 2>/dev/null | _vmsieve_json_field checkpoint)" -- "$cur"))
       ;;
+    import) COMPREPLY=($(compgen -f -- "$cur")) ;;
     inspect | save | watch | untrack)
       COMPREPLY=($(compgen -W "$(vmsieve ls --json 2>/dev/null | _vmsieve_json_field name)" -- "$cur") $(compgen -f -- "$cur"))
       ;;

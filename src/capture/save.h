@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <optional>
 
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
@@ -25,6 +26,8 @@ struct SaveOptions {
   /// since; a full save otherwise, and they are from then on.
   bool incremental = false;
   bool periodic = false;  ///< Manifest::periodic
+  /// Whether the guest counts as one that ran, instead of whether it does.
+  std::optional<bool> was_running = std::nullopt;
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
   FreeKinds kinds{};              ///< of free pages that are left out

@@ -132,7 +132,7 @@ Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned thread
   const Stopwatch stopping;
   VMSIEVE_TRY(guard.stop());
   save.pause.stop_ms = stopping.ms();
-  save.manifest.was_running = guard.was_running();
+  save.manifest.was_running = save.options.was_running.value_or(guard.was_running());
   save.manifest.created = utc_now();
 
   Stopped stopped;

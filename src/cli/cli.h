@@ -80,6 +80,7 @@ void add_inspect(CLI::App& app, int& status);
 void add_save(CLI::App& app, int& status);
 void add_restore(CLI::App& app, int& status);
 void add_export(CLI::App& app, int& status);
+void add_import(CLI::App& app, int& status);
 void add_log(CLI::App& app, int& status);
 void add_show(CLI::App& app, int& status);
 void add_verify(CLI::App& app, int& status);

@@ -58,7 +58,7 @@ void add_export(CLI::App& app, int& status) {
   command
       ->add_option("--format", options->format,
                    "qemu (for QEMU's -incoming), qemu-mapped-ram (for QEMU 9.0 and later), raw (main memory "
-                   "by address), elf (a core for crash and drgn)")
+                   "by address), elf (a core for drgn and makedumpfile)")
       ->required()
       ->check(CLI::IsMember({"qemu", "qemu-mapped-ram", "raw", "elf"}));
   command->add_option("--output", options->output, "the file to write; - is standard output (qemu only)")

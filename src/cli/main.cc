@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   add_save(app, status);
   add_restore(app, status);
   add_export(app, status);
+  add_import(app, status);
   add_log(app, status);
   add_show(app, status);
   add_verify(app, status);

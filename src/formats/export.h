@@ -16,7 +16,7 @@ enum class ExportFormat {
   kQemu,           ///< a migration stream for stock QEMU's `-incoming`, with the recorded command line
   kQemuMappedRam,  ///< the same with pages at fixed places (QEMU 9.0, capability mapped-ram)
   kRaw,  ///< main memory at its guest-physical addresses; what was left out, and what is no memory, are holes
-  kElf,  ///< an ELF core of main memory for crash, drgn and makedumpfile; free pages are not in it
+  kElf,  ///< an ELF core of main memory for drgn and makedumpfile; free pages are not in it
 };
 std::optional<ExportFormat> parse_export_format(std::string_view name);
 

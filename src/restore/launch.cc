@@ -70,7 +70,8 @@ std::vector<std::string> full_arguments(const LaunchOptions& options, const std:
   arguments.insert(
       arguments.end(),
       {"-chardev", fmt::format("socket,id=vmsieve-qmp,path={},server=on,wait=off", escape_commas(qmp_path)),
-       "-mon", "chardev=vmsieve-qmp,mode=control", "-incoming", fmt::format("fd:{}", kStreamNumber)});
+       "-mon", "chardev=vmsieve-qmp,mode=control", "-incoming",
+       options.defer ? "defer" : fmt::format("fd:{}", kStreamNumber)});
   if (options.stopped) arguments.emplace_back("-S");
   return arguments;
 }
@@ -217,6 +218,27 @@ Result<void> RunningQemu::send(std::span<const std::byte> bytes) {
     }
   }
   return {};
+}
+
+Result<void> RunningQemu::wait_until_loaded(milliseconds patience) {
+  const auto deadline = Clock::now() + patience;
+  while (Clock::now() < deadline) {
+    VMSIEVE_ASSIGN(const QmpClient::Json answer, qmp_->execute("query-migrate"));
+    const auto text = [&](const char* key) -> std::string {
+      const auto member = answer.is_object() ? answer.find(key) : answer.end();
+      return member != answer.end() && member->is_string() ? member->get<std::string>() : "";
+    };
+    const std::string status = text("status");
+    if (status == "completed") return {};
+    if (status == "failed") {
+      return make_error(ErrorKind::kIncompatible, "the new QEMU could not load the guest's state: {}",
+                        text("error-desc"));
+    }
+    std::this_thread::sleep_for(kPollInterval);
+  }
+  return make_error(ErrorKind::kTimeout,
+                    "the new QEMU, process {}, has not loaded the guest's state within {} s", pid_,
+                    patience.count() / 1000);
 }
 
 std::optional<Error> RunningQemu::ended(milliseconds patience) {

@@ -23,6 +23,9 @@ struct LaunchOptions {
   std::string working_directory;
   /// -S: the guest stays stopped when the stream is complete. Otherwise QEMU runs it at once.
   bool stopped = false;
+  /// `-incoming defer`: what it loads is told it through its monitor, and send() is of no use. Such a QEMU
+  /// does not end by itself when we do.
+  bool defer = false;
   /// Descriptors that QEMU gets too, as kFirstInherited and the numbers behind it; at most 64.
   std::vector<int> inherited = {};
   static constexpr int kFirstInherited = 4;
@@ -57,6 +60,12 @@ class RunningQemu {
   Result<void> send(std::span<const std::byte> bytes);
   /// No more bytes will come.
   void close_stream() { stream_.reset(); }
+
+  /// Waits for the word that all is loaded (`query-migrate`; there are no events unless asked for).
+  /// kIncompatible with QEMU's reason when it could not, kTimeout after `patience`.
+  Result<void> wait_until_loaded(std::chrono::milliseconds patience);
+  /// Leaves the monitor to others, of whom it serves one at a time; qmp() must not be called after it.
+  void leave_monitor() { qmp_.reset(); }
 
   /// If QEMU has ended (or does within `patience`), an error with its last words, else nothing.
   std::optional<Error> ended(std::chrono::milliseconds patience);

@@ -10,9 +10,9 @@
 
 namespace vmsieve {
 
-/// A child process that ends a QEMU (SIGKILL) whose memory is still to come, and says so in QEMU's log, when
-/// the process that brings it dies. It lives in a session of its own, does nothing else, and ends with QEMU
-/// or when it is dismissed.
+/// A child process that ends a QEMU (SIGKILL) whose memory is still to come, or which is not to live on by
+/// itself, and says so in QEMU's log, when the process that brings it dies. It lives in a session of its own,
+/// does nothing else, and ends with QEMU or when it is dismissed.
 class MissingGuard {
  public:
   /// `qemu` is a handle of the process, `log` an open file; both are used by the child only.

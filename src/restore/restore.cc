@@ -25,7 +25,6 @@ using std::chrono::milliseconds;
 
 constexpr unsigned kMostThreads = 4;
 constexpr milliseconds kLoadTimeout{120000};
-constexpr milliseconds kPollInterval{1};
 
 Result<QemuCommandLine> build_command_line(const Manifest& manifest, const RestoreOptions& options) {
   if (manifest.command_line.empty()) {
@@ -120,28 +119,6 @@ Result<SentPages> load(const Work& work, RunningQemu& qemu, const ProgressFuncti
   return sent;
 }
 
-/// Waits for the word that all is loaded (`query-migrate`; there are no events unless asked for).
-Result<void> wait_until_loaded(RunningQemu& qemu) {
-  const Stopwatch watch;
-  while (watch.ms() < static_cast<double>(kLoadTimeout.count())) {
-    VMSIEVE_ASSIGN(const QmpClient::Json answer, qemu.qmp().execute("query-migrate"));
-    const auto text = [&](const char* key) -> std::string {
-      const auto member = answer.is_object() ? answer.find(key) : answer.end();
-      return member != answer.end() && member->is_string() ? member->get<std::string>() : "";
-    };
-    const std::string status = text("status");
-    if (status == "completed") return {};
-    if (status == "failed") {
-      return make_error(ErrorKind::kIncompatible, "the new QEMU could not load the checkpoint: {}",
-                        text("error-desc"));
-    }
-    std::this_thread::sleep_for(kPollInterval);
-  }
-  return make_error(ErrorKind::kTimeout,
-                    "the new QEMU, process {}, has not loaded the checkpoint within {} s", qemu.pid(),
-                    kLoadTimeout.count() / 1000);
-}
-
 /// The guest runs by itself if QEMU was not started with -S; `cont` is for a device state that says
 /// otherwise.
 Result<bool> make_run(RunningQemu& qemu, bool run) {
@@ -169,7 +146,7 @@ Result<void> bring_back(Work& work, RunningQemu& qemu, RestoreMode mode, bool ru
     work.start_decoding();
   }
   VMSIEVE_ASSIGN(report.sent, load(work, qemu, progress, report.stream_bytes));
-  VMSIEVE_TRY(wait_until_loaded(qemu));
+  VMSIEVE_TRY(qemu.wait_until_loaded(kLoadTimeout));
   VMSIEVE_ASSIGN(report.running, make_run(qemu, run));
   // ---- the guest is back ----
   return {};

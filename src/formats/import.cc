@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/formats/import.h"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <memory>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include "vmsieve/base/endian.h"
+#include "vmsieve/base/fd.h"
+#include "vmsieve/qemu/process.h"
+#include "vmsieve/restore/command_line.h"
+#include "vmsieve/restore/launch.h"
+#include "vmsieve/restore/missing_guard.h"
+#include "vmsieve/restore/preflight.h"
+#include "vmsieve/restore/qmp_place.h"
+#include "vmsieve/restore/ram_files.h"
+
+namespace vmsieve {
+
+namespace {
+
+constexpr std::size_t kBeginningBytes = 4096;
+constexpr std::size_t kPieceBytes = 1 << 20;
+// The whole file may have to come from a slow disk by QEMU's own reading.
+constexpr std::chrono::hours kLoadPatience{24};
+
+constexpr std::string_view kStreamMagic = "QEVM";
+constexpr std::string_view kElfMagic =
+    "\x7f"
+    "ELF";
+constexpr std::string_view kLibvirtMagic = "LibvirtQemud";
+constexpr std::string_view kMappedRam = "mapped-ram";
+
+struct SourceFile {
+  std::string path;  ///< absolute: QEMU reads it itself in another working directory
+  UniqueFd fd;
+  ImportFormat format = ImportFormat::kQemu;
+  u64 bytes = 0;
+  u64 allocated_bytes = 0;
+};
+
+Result<SourceFile> open_source(const std::string& path) {
+  SourceFile file;
+  file.path = std::filesystem::absolute(path).string();
+  VMSIEVE_ASSIGN(file.fd, open_file(path, O_RDONLY));
+  struct stat status {};
+  if (::fstat(file.fd.get(), &status) != 0) return errno_error(errno, fmt::format("cannot look at {}", path));
+  if (!S_ISREG(status.st_mode)) return make_error(ErrorKind::kUsage, "{} is no regular file", path);
+  file.bytes = static_cast<u64>(status.st_size);
+  file.allocated_bytes = static_cast<u64>(status.st_blocks) * 512;
+  std::vector<std::byte> beginning(std::min<u64>(file.bytes, kBeginningBytes));
+  VMSIEVE_TRY(pread_exact(file.fd.get(), beginning, 0, path));
+  auto format = recognise_import(beginning);
+  if (!format) return format.error().with_context(path);
+  file.format = *format;
+  return file;
+}
+
+Result<QemuCommandLine> build_command_line(const ImportOptions& options) {
+  if (options.command_line.empty())
+    return Error(ErrorKind::kUsage, "a QEMU command line is needed, for the file holds none");
+  VMSIEVE_ASSIGN(QemuCommandLine line,
+                 QemuCommandLine::parse({options.command_line.begin() + 1, options.command_line.end()}));
+  line.strip_for_restore();
+  VMSIEVE_TRY(check_accelerator(line));
+  VMSIEVE_TRY(check_obstacles(line, options.working_directory));
+  return line;
+}
+
+Result<std::unique_ptr<RunningQemu>> start_qemu(const SourceFile& file, const ImportOptions& options,
+                                                const QemuCommandLine& line) {
+  VMSIEVE_ASSIGN(const std::string executable, find_executable(options.command_line.front()));
+  VMSIEVE_ASSIGN(const RamFileCheck ram_files,
+                 check_ram_files(find_ram_files(line, options.working_directory)));
+  if (ram_files.old_bytes_show)
+    return Error(ErrorKind::kUnsupported, "its memory would hold something already: give it other memory");
+  VMSIEVE_TRY(clear_ram_files(ram_files.to_clear));
+  VMSIEVE_ASSIGN(QmpPlace place, claim_default_qmp_place({}, options.working_directory, "import", ""));
+  return RunningQemu::start({.executable = executable,
+                             .arguments = line.arguments(),
+                             .working_directory = options.working_directory,
+                             .stopped = true,
+                             .defer = file.format == ImportFormat::kQemuMappedRam},
+                            std::move(place));
+}
+
+Result<void> send_all(const SourceFile& file, RunningQemu& qemu, const ProgressFunction& progress) {
+  std::vector<std::byte> piece(kPieceBytes);
+  for (u64 done = 0; done < file.bytes;) {
+    const std::span<std::byte> next = std::span{piece}.first(std::min<u64>(kPieceBytes, file.bytes - done));
+    VMSIEVE_TRY(pread_exact(file.fd.get(), next, done, file.path));
+    const auto sent = qemu.send(next);
+    // It has what it wants, or cannot use it: it tells which.
+    if (!sent && sent.error().kind() == ErrorKind::kVanished) break;
+    VMSIEVE_TRY(sent);
+    done += next.size();
+    progress({"loading", done, file.bytes});
+  }
+  qemu.close_stream();
+  return {};
+}
+
+Result<void> load(const SourceFile& file, RunningQemu& qemu, const ProgressFunction& progress) {
+  if (file.format == ImportFormat::kQemu) {
+    VMSIEVE_TRY(send_all(file, qemu, progress));
+  } else {
+    using Json = QmpClient::Json;
+    const Json mapped_ram = {{"capability", std::string(kMappedRam)}, {"state", true}};
+    VMSIEVE_TRY(
+        qemu.qmp().execute("migrate-set-capabilities", {{"capabilities", Json::array({mapped_ram})}}));
+    VMSIEVE_TRY(qemu.qmp().execute("migrate-incoming", {{"uri", "file:" + file.path}}));
+  }
+  return qemu.wait_until_loaded(kLoadPatience);
+}
+
+/// The QEMU, with all of the file in it, saved.
+Result<SaveReport> save_loaded(RunningQemu& qemu, Store& store, const ImportOptions& options,
+                               const ProgressFunction& progress) {
+  VMSIEVE_ASSIGN(const QemuProcess process, read_qemu_process(qemu.pid()));
+  SaveOptions saving = options.saving;
+  saving.mode = SaveMode::kPaused;
+  saving.incremental = false;
+  saving.was_running = saving.was_running.value_or(true);
+  qemu.leave_monitor();
+  return save({process, qemu.qmp_path()}, store, saving, progress);
+}
+
+bool begins_with(std::span<const std::byte> bytes, std::string_view magic) {
+  return bytes.size() >= magic.size() && std::ranges::equal(bytes.first(magic.size()), as_byte_span(magic));
+}
+
+}  // namespace
+
+std::string_view to_string(ImportFormat format) {
+  return format == ImportFormat::kQemu ? "qemu" : "qemu-mapped-ram";
+}
+
+Result<ImportFormat> recognise_import(std::span<const std::byte> beginning) {
+  if (begins_with(beginning, kElfMagic))
+    return Error(ErrorKind::kUnsupported,
+                 "this is an ELF file: a core has no device state, and no guest can be brought back from it");
+  if (begins_with(beginning, kLibvirtMagic))
+    return Error(ErrorKind::kUnsupported, "images of `virsh save` cannot be imported yet");
+  if (!begins_with(beginning, kStreamMagic))
+    return Error(ErrorKind::kUnsupported, "this is no migration stream of QEMU");
+  const auto word = as_byte_span(kMappedRam);
+  const bool mapped = !std::ranges::search(beginning, word).empty();
+  return mapped ? ImportFormat::kQemuMappedRam : ImportFormat::kQemu;
+}
+
+Result<ImportReport> import_file(const std::string& path, Store& store, const ImportOptions& options,
+                                 const ProgressFunction& progress) {
+  VMSIEVE_ASSIGN(const SourceFile file, open_source(path));
+  VMSIEVE_ASSIGN(const QemuCommandLine line, build_command_line(options));
+  progress({"starting QEMU", 0, 0});
+  VMSIEVE_ASSIGN(const auto qemu, start_qemu(file, options, line));
+  // With all of its stream, or one that it reads itself, it would live on without us.
+  VMSIEVE_ASSIGN(const UniqueFd handle, open_process(qemu->pid()));
+  VMSIEVE_ASSIGN(const UniqueFd log, open_file(qemu->log_path(), O_WRONLY | O_APPEND));
+  VMSIEVE_ASSIGN(const auto guard, MissingGuard::make(handle.get(), log.get()));
+  if (const auto loaded = load(file, *qemu, progress); !loaded) {
+    guard->dismiss();
+    return qemu->explain(loaded.error()).with_context(path);
+  }
+  auto saved = save_loaded(*qemu, store, options, progress);
+  guard->dismiss();
+  if (!saved) return qemu->explain(saved.error());
+  return ImportReport{std::move(*saved), file.format, file.bytes, file.allocated_bytes};
+}
+
+}  // namespace vmsieve
