@@ -148,7 +148,8 @@ Result<ImportFormat> recognise_import(std::span<const std::byte> beginning) {
   if (!begins_with(beginning, kStreamMagic))
     return Error(ErrorKind::kUnsupported, "this is no migration stream of QEMU");
   const auto word = as_byte_span(kMappedRam);
-  const bool mapped = !std::ranges::search(beginning, word).empty();
+  const bool mapped =
+      std::search(beginning.begin(), beginning.end(), word.begin(), word.end()) != beginning.end();
   return mapped ? ImportFormat::kQemuMappedRam : ImportFormat::kQemu;
 }
 
