@@ -21,7 +21,7 @@ namespace vmsieve {
 
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
 constexpr u64 kMaxRecordBytes = 16 * kMiB;
 constexpr unsigned kMaxNesting = 8;
@@ -70,13 +70,13 @@ pid_t lock_holder(int file) {
 }  // namespace
 
 std::string encode_tracking_record(const TrackingRecord& record) {
-  Json json = {{"version", 1},
-               {"qemu", record.qemu},
-               {"vm", json_text(record.vm_name)},
-               {"store", json_text(record.store)},
-               {"checkpoint", record.checkpoint},
-               {"why_none", json_text(record.why_none)},
-               {"blocks", Json::array()}};
+  OrderedJson json = {{"version", 1},
+                      {"qemu", record.qemu},
+                      {"vm", json_text(record.vm_name)},
+                      {"store", json_text(record.store)},
+                      {"checkpoint", record.checkpoint},
+                      {"why_none", json_text(record.why_none)},
+                      {"blocks", OrderedJson::array()}};
   for (const TrackingRecord::Block& block : record.blocks) {
     json["blocks"].push_back({{"name", json_text(block.name)},
                               {"used_bytes", block.used_bytes},

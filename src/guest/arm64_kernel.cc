@@ -23,8 +23,8 @@ constexpr u32 kTg1Shift = 30;
 constexpr u32 kIpsShift = 32;
 constexpr u64 kIps52Bits = 6;
 
-constexpr u32 kUserLevel = 0;
-constexpr u32 kKernelLevel = 1;
+constexpr u32 kEl0 = 0;
+constexpr u32 kEl1 = 1;
 
 Error refuse(const Arm64Vcpu& vcpu, std::string_view what) {
   return make_error(ErrorKind::kIncompatible, "vCPU {} {}", vcpu.index, what);
@@ -34,12 +34,12 @@ bool powered_off(const Arm64Vcpu& vcpu) { return vcpu.system && vcpu.system->pow
 
 Result<void> check_mode(const Arm64Vcpu& vcpu) {
   const u32 level = vcpu.exception_level();
-  if (level != kUserLevel && level != kKernelLevel) {
+  if (level != kEl0 && level != kEl1) {
     return refuse(vcpu, fmt::format("runs at exception level {}: a hypervisor, firmware, or a kernel with "
                                     "virtualization host extensions, which is not understood",
                                     level));
   }
-  if (vcpu.aarch32() && level != kUserLevel) return refuse(vcpu, "runs privileged code in AArch32 state");
+  if (vcpu.aarch32() && level != kEl0) return refuse(vcpu, "runs privileged code in AArch32 state");
   if (vcpu.system) {
     if ((vcpu.system->sctlr_el1 & kMmuOn) == 0) {
       return refuse(vcpu, "runs with address translation off: firmware or a boot loader");
@@ -52,7 +52,7 @@ Result<void> check_mode(const Arm64Vcpu& vcpu) {
       return refuse(vcpu, "runs a program of a kernel at exception level 2, which is not understood");
     }
   }
-  if (level == kKernelLevel && (vcpu.pc >> 63) == 0) {
+  if (level == kEl1 && (vcpu.pc >> 63) == 0) {
     return refuse(vcpu, fmt::format("runs privileged code at {:#x}, outside the kernel's half of the address "
                                     "space: firmware, a boot loader or a kernel being replaced",
                                     vcpu.pc));
@@ -105,13 +105,13 @@ Result<void> check_proof(const GuestMemory& memory, const KernelImage& image, st
   }
   const PageTableRoot own = arm64_page_tables(top_of(system, translation), translation);
   VMSIEVE_TRY(check_same(memory, own, image, vcpu, system.vbar_el1, "exception vectors", release));
-  if (vcpu.exception_level() == kUserLevel) return {};
+  if (vcpu.exception_level() == kEl0) return {};
   return check_same(memory, own, image, vcpu, vcpu.pc, "program counter", release);
 }
 
 Result<void> check_hint(const GuestMemory& memory, const KernelImage& image, std::string_view release,
                         const Arm64Vcpu& vcpu) {
-  if (vcpu.exception_level() == kUserLevel || !vcpu.pc_physical) return {};
+  if (vcpu.exception_level() == kEl0 || !vcpu.pc_physical) return {};
   const auto by_kernel = translate(memory, image.page_tables, GuestVirtual{vcpu.pc});
   if (by_kernel.ok() && *by_kernel == *vcpu.pc_physical) return {};
   return refuse(vcpu, fmt::format("(program counter at {:#x}) does not run under the page tables of {}",

@@ -44,7 +44,7 @@ constexpr u64 kPointerBytes = 8;
 constexpr u64 kMaxMembersSeen = u64{1} << 17;
 // Of a name so much is read: KSYM_NAME_LEN, beyond which the kernel takes none (kernel/bpf/btf.c
 // __btf_name_valid()). Strings may overlap, so without a limit their number times the length of all.
-constexpr u64 kMaxNameBytes = 512;
+constexpr u64 kMaxBtfNameBytes = 512;
 
 // Bytes behind the common part; none for a kind that is not known, behind which nothing can be found.
 std::optional<u64> extra_bytes(u32 kind, u64 vlen) {
@@ -141,7 +141,7 @@ std::optional<Btf::Type> Btf::resolved(u32 id) const {
 std::string_view Btf::name_at(u32 offset) const {
   if (offset >= strings_size_) return {};
   const auto* text = reinterpret_cast<const char*>(&bytes_[strings_ + offset]);
-  return {text, strnlen(text, std::min(strings_size_ - offset, kMaxNameBytes))};
+  return {text, strnlen(text, std::min(strings_size_ - offset, kMaxBtfNameBytes))};
 }
 
 std::optional<u64> Btf::size_of_type(u32 id, int depth) const {

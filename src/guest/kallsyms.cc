@@ -11,9 +11,7 @@
 namespace vmsieve {
 namespace {
 
-constexpr u64 kTokens = 256;
 constexpr u64 kTokenTableBytes = 16 * kKiB;  // at most 512 tokens' worth of text is ever written
-constexpr std::string_view kBanner = "Linux version ";
 
 Result<std::vector<std::byte>> read_bytes(const GuestMemory& memory, PageTableRoot tables,
                                           GuestVirtual address, u64 bytes) {
@@ -134,8 +132,8 @@ Result<Kallsyms> Kallsyms::read_at(const GuestMemory& memory, PageTableRoot tabl
     result.encoding_ = encoding;
     const auto banner = result.address("linux_banner");
     if (!banner) continue;
-    const auto text = read_bytes(memory, tables, *banner, kBanner.size());
-    if (text.ok() && std::ranges::equal(*text, as_byte_span(kBanner))) return result;
+    const auto text = read_bytes(memory, tables, *banner, kLinuxBanner.size());
+    if (text.ok() && std::ranges::equal(*text, as_byte_span(kLinuxBanner))) return result;
   }
   return Error(ErrorKind::kDamaged, "kallsyms: its linux_banner is not where the kernel's banner is");
 }

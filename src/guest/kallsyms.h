@@ -15,11 +15,16 @@
 
 namespace vmsieve {
 
+/// What linux_banner begins with (init/version.c).
+inline constexpr std::string_view kLinuxBanner = "Linux version ";
+
 /// The tables that a Linux kernel carries to name its own addresses (kernel/kallsyms.c, written by
 /// scripts/kallsyms.c at build time): names compressed with 256 tokens, and a 32-bit offset for each.
 /// A copy: no reference to guest memory is kept.
 class Kallsyms {
  public:
+  /// Tokens that names are compressed with, one for each byte.
+  static constexpr u64 kTokens = 256;
   /// More symbols than this are refused; a kernel with all of its drivers built in has a million.
   static constexpr u64 kMaxSymbols = u64{1} << 22;
   /// KSYM_NAME_LEN has been 128, then 512 (include/linux/kallsyms.h).

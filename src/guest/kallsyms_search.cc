@@ -13,8 +13,8 @@ namespace {
 
 constexpr GuestVirtual kImageBegin{0xffff'ffff'8000'0000};
 constexpr u64 kImageBytes = kGiB;
-constexpr u64 kLargePage = 2 * kMiB;
-constexpr u64 kTokens = 256;
+constexpr u64 kBufferBytes = 2 * kMiB;
+constexpr u64 kTokens = Kallsyms::kTokens;
 constexpr u64 kAlignment = 8;  // ALGN of scripts/kallsyms.c on 64 bits
 constexpr u64 kSymbolsPerMarker = 256;
 constexpr u64 kMaxEntryBytes = 514;
@@ -295,7 +295,7 @@ Result<std::vector<ImagePiece>> read_kernel_image(const GuestMemory& memory, Pag
   if (total > max_bytes)
     return make_error(ErrorKind::kUnsupported, "the kernel image is larger than {} MiB", max_bytes / kMiB);
   std::vector<ImagePiece> pieces;
-  std::vector<std::byte> buffer(kLargePage);
+  std::vector<std::byte> buffer(kBufferBytes);
   for (const Extent& extent : extents) read_extent(memory, extent, buffer, pieces);
   std::erase_if(pieces, [](const ImagePiece& piece) { return piece.bytes.empty(); });
   if (pieces.empty()) return Error(ErrorKind::kNotFound, "no kernel image is mapped");

@@ -39,7 +39,6 @@ constexpr std::array<MemberName, 18> kMembers{{
     {"mem_section", "section_mem_map"},
 }};
 constexpr u64 kMaxBannerBytes = 512;
-constexpr std::string_view kBanner = "Linux version ";
 
 // Adds lines to VMCOREINFO's text, but none that it has.
 class Lines {
@@ -159,13 +158,13 @@ Result<VmcoreInfo> describe_kernel(const GuestMemory& memory, const PageTableRoo
   const auto addresses = symbols.symbols().addresses(kNames);
   const KernelReader reader(memory, tables);
   const auto banner = addresses[0] ? reader.text(*addresses[0], kMaxBannerBytes) : std::nullopt;
-  if (!banner || !banner->starts_with(kBanner))
+  if (!banner || !banner->starts_with(kLinuxBanner))
     return Error(ErrorKind::kNotFound, "the kernel has no banner");
   const auto phys_base = addresses[1] ? reader.number<u64>(*addresses[1]) : std::nullopt;
   if (!phys_base) return Error(ErrorKind::kNotFound, "the kernel does not show its phys_base");
 
   Lines lines(written);
-  const std::string_view release = std::string_view(*banner).substr(kBanner.size());
+  const std::string_view release = std::string_view(*banner).substr(kLinuxBanner.size());
   lines.add("OSRELEASE", release.substr(0, release.find(' ')));
   lines.add("PAGESIZE", "4096");
   lines.number("phys_base", static_cast<i64>(*phys_base));

@@ -8,8 +8,6 @@
 namespace vmsieve {
 namespace {
 
-constexpr u64 kEntryBytes = 8;
-
 class Walk {
  public:
   Walk(const GuestMemory& memory, const PageTableFormat& format, GuestVirtual first, GuestVirtual last,
@@ -27,15 +25,16 @@ class Walk {
     --left_;
     const PagingLevel& level = format_.storage[depth];
     const bool lowest = depth + 1 == format_.depth;
-    std::vector<std::byte> bytes(kEntryBytes << level.index_bits);
+    std::vector<std::byte> bytes(kPageTableEntryBytes << level.index_bits);
     if (!memory_.read(at, bytes).ok()) return true;
     if (visitor_.table) visitor_.table(at, lowest);
     const u64 span = level.entry_bytes();
-    for (u64 i = 0; i < bytes.size() / kEntryBytes; ++i) {
+    for (u64 i = 0; i < bytes.size() / kPageTableEntryBytes; ++i) {
       const u64 from = begin + i * span;
       if (from > last_) break;
       if (from + (span - 1) < first_) continue;
-      const PageTableEntry entry = format_.decode(level, lowest, load_le<u64>(&bytes[i * kEntryBytes]));
+      const PageTableEntry entry =
+          format_.decode(level, lowest, load_le<u64>(&bytes[i * kPageTableEntryBytes]));
       if (entry.kind == PageTableEntry::Kind::kLeaf) {
         if (visitor_.page) visitor_.page(GuestVirtual{from}, {entry.address, span});
       } else if (entry.kind == PageTableEntry::Kind::kTable && !lowest) {

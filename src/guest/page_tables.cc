@@ -8,9 +8,6 @@
 namespace vmsieve {
 namespace {
 
-using Kind = PageTableEntry::Kind;
-
-constexpr u64 kEntryBytes = 8;
 constexpr u64 kReadEntries = 512;  // entries that one read brings: a table of 4 KiB, a part of a longer one
 
 bool canonical(const PageTableFormat& format, u64 address) {
@@ -20,10 +17,10 @@ bool canonical(const PageTableFormat& format, u64 address) {
 
 Result<PageTableEntry> decode_entry(const PageTableFormat& format, u32 depth, u64 raw, u64 address) {
   const PageTableEntry entry = format.decode(format.storage[depth], depth + 1 == format.depth, raw);
-  if (entry.kind == Kind::kAbsent) {
+  if (entry.kind == PageTableEntry::Kind::kAbsent) {
     return make_error(ErrorKind::kNotFound, "guest-virtual {:#x} is not mapped", address);
   }
-  if (entry.kind == Kind::kReserved) {
+  if (entry.kind == PageTableEntry::Kind::kReserved) {
     return make_error(ErrorKind::kDamaged,
                       "page-table entry {:#x} for guest-virtual {:#x} has a reserved bit set", raw, address);
   }
@@ -32,14 +29,15 @@ Result<PageTableEntry> decode_entry(const PageTableFormat& format, u32 depth, u6
 
 Result<void> read_entries(const GuestMemory& memory, GuestPhysical table, u64 first, std::span<u64> entries,
                           u64 address) {
-  std::array<std::byte, kReadEntries * kEntryBytes> bytes;
-  const std::span wanted = std::span{bytes}.first(entries.size() * kEntryBytes);
-  const auto read = memory.read(table + first * kEntryBytes, wanted);
+  std::array<std::byte, kReadEntries * kPageTableEntryBytes> bytes;
+  const std::span wanted = std::span{bytes}.first(entries.size() * kPageTableEntryBytes);
+  const auto read = memory.read(table + first * kPageTableEntryBytes, wanted);
   if (!read.ok()) {
     return read.error().with_context(
         fmt::format("reading the page table at {:#x} for guest-virtual {:#x}", table.value, address));
   }
-  for (std::size_t i = 0; i < entries.size(); ++i) entries[i] = load_le<u64>(&bytes[i * kEntryBytes]);
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    entries[i] = load_le<u64>(&bytes[i * kPageTableEntryBytes]);
   return {};
 }
 
@@ -86,7 +84,7 @@ Result<void> walk_table(const GuestMemory& memory, const PageTableFormat& format
       const u64 inside = address & (level.entry_bytes() - 1);
       const u64 piece = std::min(bytes, level.entry_bytes() - inside);
       VMSIEVE_ASSIGN(const PageTableEntry entry, decode_entry(format, depth, raw, address));
-      if (entry.kind == Kind::kLeaf) {
+      if (entry.kind == PageTableEntry::Kind::kLeaf) {
         append_extent(extents, entry.address + inside, piece);
       } else {
         VMSIEVE_TRY(walk_table(memory, format, depth + 1, entry.address, address, piece, extents));
@@ -106,7 +104,7 @@ Result<GuestPhysical> translate(const GuestMemory& memory, const PageTableRoot& 
   for (u32 depth = 0; depth < root.format.depth; ++depth) {
     VMSIEVE_ASSIGN(const PageTableEntry entry, read_entry(memory, root.format, depth, table, address.value));
     const u64 inside = address.value & (root.format.storage[depth].entry_bytes() - 1);
-    if (entry.kind == Kind::kLeaf) return entry.address + inside;
+    if (entry.kind == PageTableEntry::Kind::kLeaf) return entry.address + inside;
     table = entry.address;
   }
   VMSIEVE_CHECK(false);  // the lowest level has only leaves

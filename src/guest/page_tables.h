@@ -19,6 +19,9 @@ struct PagingLevel {
   u64 index(u64 address) const { return (address >> shift) & ((u64{1} << index_bits) - 1); }
 };
 
+/// An entry of a page table has 8 bytes, whatever the architecture.
+inline constexpr u64 kPageTableEntryBytes = 8;
+
 /// What an entry says.
 struct PageTableEntry {
   enum class Kind : u8 {

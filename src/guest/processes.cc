@@ -10,7 +10,7 @@ namespace vmsieve {
 namespace {
 
 constexpr u64 kMaxTasks = u64{1} << 20;
-constexpr u64 kMaxNameBytes = 64;
+constexpr u64 kMaxCommBytes = 64;
 constexpr u64 kMaxStackBytes = 256 * kKiB;
 
 // Offsets into the kernel's structures (include/linux/sched.h, mm_types.h).
@@ -34,7 +34,7 @@ Result<TaskLayout> read_layout(const Btf& types) {
   layout.tasks = *tasks;
   layout.tgid = *tgid;
   layout.comm = comm->offset;
-  layout.comm_bytes = std::min(comm->size, kMaxNameBytes);
+  layout.comm_bytes = std::min(comm->size, kMaxCommBytes);
   layout.mm = *mm;
   layout.stack = *stack;
   layout.signal = *signal;

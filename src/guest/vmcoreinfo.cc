@@ -3,7 +3,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <charconv>
+
+#include "vmsieve/base/numbers.h"
 
 namespace vmsieve {
 namespace {
@@ -12,21 +13,6 @@ constexpr u64 kMaxReleaseBytes = 64;  // __NEW_UTS_LEN, include/uapi/linux/utsna
 
 bool printable(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c > ' ' && c <= '~'; });
-}
-
-// The whole of `text` must be the number: no sign, blank or rest.
-std::optional<u64> parse_u64(std::string_view text, int base) {
-  u64 value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
-
-std::optional<i64> parse_i64(std::string_view text) {
-  i64 value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, 10);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
 }
 
 }  // namespace
@@ -75,7 +61,7 @@ std::optional<std::string_view> VmcoreInfo::value_of(std::string_view kind, std:
 
 std::optional<GuestVirtual> VmcoreInfo::symbol(std::string_view name) const {
   const auto text = value_of("SYMBOL", name);
-  const auto value = text ? parse_u64(*text, 16) : std::nullopt;
+  const auto value = text ? parse_number(*text, 16) : std::nullopt;
   if (!value) return std::nullopt;
   return GuestVirtual{*value};
 }
@@ -84,26 +70,26 @@ std::optional<i64> VmcoreInfo::number(std::string_view name) const {
   const auto text = value_of("NUMBER", name);
   if (!text) return std::nullopt;
   if (text->starts_with("0x")) {
-    const auto value = parse_u64(text->substr(2), 16);
+    const auto value = parse_number(text->substr(2), 16);
     if (!value) return std::nullopt;
     return std::bit_cast<i64>(*value);
   }
-  return parse_i64(*text);
+  return parse_number<i64>(*text);
 }
 
 std::optional<u64> VmcoreInfo::size(std::string_view name) const {
   const auto text = value_of("SIZE", name);
-  return text ? parse_u64(*text, 10) : std::nullopt;
+  return text ? parse_number(*text, 10) : std::nullopt;
 }
 
 std::optional<u64> VmcoreInfo::offset(std::string_view member) const {
   const auto text = value_of("OFFSET", member);
-  return text ? parse_u64(*text, 10) : std::nullopt;
+  return text ? parse_number(*text, 10) : std::nullopt;
 }
 
 std::optional<u64> VmcoreInfo::length(std::string_view name) const {
   const auto text = value_of("LENGTH", name);
-  return text ? parse_u64(*text, 10) : std::nullopt;
+  return text ? parse_number(*text, 10) : std::nullopt;
 }
 
 }  // namespace vmsieve

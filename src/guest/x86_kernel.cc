@@ -16,7 +16,7 @@ constexpr u64 kPageBytes = 4096;
 // 3, section 2.5), 63 never reads as set.
 constexpr u64 kCr3AddressMask = 0x000f'ffff'ffff'f000;
 constexpr u64 kPtiUserBit = u64{1} << 12;
-constexpr u32 kUserLevel = 3;
+constexpr u32 kRing3 = 3;
 
 Error refuse(const X86Vcpu& vcpu, std::string_view what) {
   return make_error(ErrorKind::kIncompatible, "vCPU {} {}", vcpu.index, what);
@@ -30,7 +30,7 @@ Result<bool> check_mode(const X86Vcpu& vcpu) {
     return refuse(vcpu, "runs with paging off: firmware or a boot loader");
   }
   if (!vcpu.long_mode()) return refuse(vcpu, "is not in 64-bit mode: no x86-64 kernel runs on it");
-  if (vcpu.cpl == kUserLevel) return true;
+  if (vcpu.cpl == kRing3) return true;
   if (vcpu.cpl != 0)
     return refuse(vcpu, fmt::format("runs at privilege level {}, which Linux does not use", vcpu.cpl));
   if ((vcpu.rip >> 63) == 0) {

@@ -10,13 +10,13 @@ namespace {
 constexpr std::array<PagingLevel, 5> kLevels{{{48, 9}, {39, 9}, {30, 9}, {21, 9}, {12, 9}}};
 constexpr u32 kLargestPageShift = 30;  // PDPT entries may map pages, those above not
 constexpr u64 kPresent = u64{1} << 0;
-constexpr u64 kLargePage = u64{1} << 7;  // PS; reserved above the PDPT, PAT in the PT
+constexpr u64 kPageSizeBit = u64{1} << 7;  // PS; reserved above the PDPT, PAT in the PT
 constexpr u64 kAddressMask = 0x000f'ffff'ffff'f000;
 
 PageTableEntry decode(const PagingLevel& level, bool lowest, u64 raw) {
   using Kind = PageTableEntry::Kind;
   if ((raw & kPresent) == 0) return {Kind::kAbsent, {}};
-  const bool large = (raw & kLargePage) != 0;
+  const bool large = (raw & kPageSizeBit) != 0;
   if (lowest || (large && level.shift <= kLargestPageShift)) {
     return {Kind::kLeaf, GuestPhysical{raw & kAddressMask & ~(level.entry_bytes() - 1)}};
   }

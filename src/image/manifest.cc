@@ -21,7 +21,7 @@ namespace {
 
 using OrderedJson = nlohmann::ordered_json;
 
-constexpr std::string_view kMagic = "vmsieve-manifest";
+constexpr std::string_view kManifestMagic = "vmsieve-manifest";
 /// Longer than any header line of version 1; bounds the search for its end.
 constexpr std::size_t kMaxHeaderLine = 128;
 constexpr unsigned kMaxJsonDepth = 16;
@@ -65,15 +65,17 @@ struct Header {
 };
 
 Result<Header> read_header(std::string_view text) {
-  if (!text.starts_with(kMagic) || text.size() == kMagic.size() || text[kMagic.size()] != ' ') {
-    return make_error(ErrorKind::kDamaged, "manifest: its magic '{}' is missing", kMagic);
+  if (!text.starts_with(kManifestMagic) || text.size() == kManifestMagic.size() ||
+      text[kManifestMagic.size()] != ' ') {
+    return make_error(ErrorKind::kDamaged, "manifest: its magic '{}' is missing", kManifestMagic);
   }
   const std::size_t line_end = text.substr(0, kMaxHeaderLine).find('\n');
-  const std::size_t version_end = text.substr(0, kMaxHeaderLine).find(' ', kMagic.size() + 1);
+  const std::size_t version_end = text.substr(0, kMaxHeaderLine).find(' ', kManifestMagic.size() + 1);
   if (line_end == std::string_view::npos || version_end == std::string_view::npos || version_end > line_end) {
     return make_error(ErrorKind::kDamaged, "manifest: its header line is cut off or malformed");
   }
-  const std::string_view version = text.substr(kMagic.size() + 1, version_end - kMagic.size() - 1);
+  const std::string_view version =
+      text.substr(kManifestMagic.size() + 1, version_end - kManifestMagic.size() - 1);
   if (version != fmt::format("{}", Manifest::kFormatVersion)) {
     const bool number = !version.empty() && version.size() <= 20 &&
                         version.find_first_not_of("0123456789") == std::string_view::npos;
@@ -293,7 +295,7 @@ std::string encode_manifest(const Manifest& manifest) {
   json["compression"] = json_text(manifest.compression);
   json["objects"] = std::move(lists["objects"]);
   const std::string body = json.dump(1) + "\n";
-  return fmt::format("{} {} {} {:016x}\n", kMagic, Manifest::kFormatVersion, body.size(),
+  return fmt::format("{} {} {} {:016x}\n", kManifestMagic, Manifest::kFormatVersion, body.size(),
                      checksum(as_byte_span(body))) +
          body;
 }

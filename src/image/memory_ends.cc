@@ -13,10 +13,10 @@ namespace {
 
 constexpr std::string_view kHeaderMagic = "VMSIEVEM";
 constexpr std::string_view kTrailerMagic = "VMSIEVET";
-constexpr u64 kVersion = 1;
-constexpr u64 kKnownFeatures = 0;
-constexpr u64 kIdOffset = 48;
-constexpr u64 kIdBytes = 16;
+constexpr u64 kEndsVersion = 1;
+constexpr u64 kKnownEndsFeatures = 0;
+constexpr u64 kOwnerOffset = 48;
+constexpr u64 kOwnerBytes = 16;
 constexpr u64 kReservedOffset = 64;
 constexpr u64 kTrailerReservedOffset = 40;
 
@@ -36,9 +36,9 @@ Result<void> check_envelope(std::span<const std::byte> bytes, u64 size, std::str
                       stored, computed);
   }
   const u64 version = load_le<u64>(bytes.data() + 8);
-  if (version != kVersion) {
+  if (version != kEndsVersion) {
     return make_error(ErrorKind::kUnsupported, "the {}'s version {} is not the version {} that is understood",
-                      what, version, kVersion);
+                      what, version, kEndsVersion);
   }
   return {};
 }
@@ -54,7 +54,7 @@ std::vector<std::byte> encode_memory_header(std::string_view id) {
   std::vector<std::byte> out;
   out.reserve(kMemoryHeaderBytes);
   append_bytes(out, as_byte_span(kHeaderMagic));
-  append_le(out, kVersion);
+  append_le(out, kEndsVersion);
   append_le(out, kMemoryHeaderBytes);
   append_le(out, kPageSize);
   append_le(out, u64{0});  // required features
@@ -67,7 +67,7 @@ std::vector<std::byte> encode_memory_header(std::string_view id) {
 
 Result<void> check_memory_header(std::span<const std::byte> bytes, std::string_view id) {
   VMSIEVE_TRY(check_envelope(bytes, kMemoryHeaderBytes, kHeaderMagic, "header"));
-  const u64 unknown = load_le<u64>(bytes.data() + 32) & ~kKnownFeatures;
+  const u64 unknown = load_le<u64>(bytes.data() + 32) & ~kKnownEndsFeatures;
   if (unknown != 0) {
     return make_error(ErrorKind::kUnsupported, "the header requires feature bit {}, which is unknown",
                       std::countr_zero(unknown));
@@ -79,7 +79,7 @@ Result<void> check_memory_header(std::span<const std::byte> bytes, std::string_v
                       "the header says {} bytes of header and {} per page, not {} and {}", header_bytes,
                       page_bytes, kMemoryHeaderBytes, kPageSize);
   }
-  const std::string owner(reinterpret_cast<const char*>(bytes.data()) + kIdOffset, kIdBytes);
+  const std::string owner(reinterpret_cast<const char*>(bytes.data()) + kOwnerOffset, kOwnerBytes);
   if (!is_checkpoint_id(owner)) {
     return make_error(ErrorKind::kDamaged, "the header holds no checkpoint id");
   }
@@ -97,7 +97,7 @@ std::vector<std::byte> encode_memory_trailer(const MemoryTrailer& trailer) {
   std::vector<std::byte> out;
   out.reserve(kMemoryTrailerBytes);
   append_bytes(out, as_byte_span(kTrailerMagic));
-  append_le(out, kVersion);
+  append_le(out, kEndsVersion);
   append_le(out, trailer.index_offset);
   append_le(out, trailer.index_bytes);
   append_le(out, trailer.index_checksum);

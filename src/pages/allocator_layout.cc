@@ -9,12 +9,9 @@ namespace vmsieve {
 namespace {
 
 constexpr u64 kMaxPcpLists = 64;
-constexpr u64 kMaxPools = 16;    // HUGE_MAX_HSTATE is 4 at most
-constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
-constexpr u64 kMaxStructBytes = 4 * kMiB;
+constexpr u64 kMaxPools = 16;               // HUGE_MAX_HSTATE is 4 at most
 constexpr u64 kMaxPerCpuBytes = 16 * kKiB;  // read for every zone and CPU; Debian's is 320 bytes
-constexpr u64 kListHeadBytes = 16;
-constexpr u32 kEntryShift = 3;  // entries of page tables have 8 bytes
+constexpr u32 kEntryShift = 3;              // entries of page tables have 8 bytes
 // Lists for orders 0 to PAGE_ALLOC_COSTLY_ORDER (include/linux/mmzone.h).
 constexpr u64 kCostlyOrder = 3;
 

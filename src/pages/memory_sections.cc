@@ -47,11 +47,6 @@ class SectionReader {
   std::vector<std::byte> sections_;  // empty: no such root
 };
 
-// What the guest's own bytes make impossible is "not described"; a guest that cannot be read is not.
-bool guest_says_no(const Error& error) {
-  return error.kind() == ErrorKind::kNotFound || error.kind() == ErrorKind::kDamaged;
-}
-
 Result<void> SectionReader::load_root(u64 root) {
   if (loaded_root_ == root) return {};
   loaded_root_ = root;

@@ -12,12 +12,6 @@ namespace {
 
 // Zones, orders and migrate types of the largest machines make a few thousand lists.
 constexpr std::size_t kMaxEnds = 16384;
-constexpr u32 kMaxNodes = 4096;
-
-// What the guest's own bytes make impossible is "no such thing"; a guest that cannot be read is not.
-bool guest_says_no(const Error& error) {
-  return error.kind() == ErrorKind::kNotFound || error.kind() == ErrorKind::kDamaged;
-}
 
 class NodeSearch {
  public:

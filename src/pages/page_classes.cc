@@ -18,12 +18,11 @@
 namespace vmsieve {
 namespace {
 
-constexpr u64 kChunkBytes = 256 * kKiB;
+constexpr u64 kReadBytes = 256 * kKiB;
 constexpr u64 kMaxTables = u64{1} << 17;       // page tables of the kernel's virtually mapped memory
 constexpr std::size_t kMaxMappings = 1 << 20;  // files in the page cache that are told apart
 constexpr std::size_t kMaxAskedMappings = 1 << 15;
 constexpr u64 kMaxZoneNameBytes = 16;
-constexpr u64 kMaxNodes = 1024;
 
 // Classes by RAM page, whatever holes RAM has.
 class ClassMap {
@@ -105,7 +104,7 @@ class StructPageReader {
       : memory_(memory), tables_(tables), layout_(layout), types_(types), map_(map) {}
 
   Result<void> read(const MemorySection& section) {
-    const u64 per_chunk = std::bit_floor(kChunkBytes / layout_.page_bytes);
+    const u64 per_chunk = std::bit_floor(kReadBytes / layout_.page_bytes);
     for (u64 done = 0; done < layout_.pages_per_section(); done += per_chunk) {
       const u64 pages = std::min(per_chunk, layout_.pages_per_section() - done);
       // One page more, since a large page's second structure says whose it is.
@@ -186,15 +185,15 @@ bool in_stack(const std::vector<Stack>& stacks, GuestVirtual address) {
   return after != stacks.begin() && address.value < std::prev(after)->end;
 }
 
-using VirtualRange = std::pair<GuestVirtual, GuestVirtual>;  // both ends inclusive
+using VirtualArea = std::pair<GuestVirtual, GuestVirtual>;  // both ends inclusive
 
 // Where the kernel maps memory page by page. arm64 says so itself. On x86-64 VMALLOC_START is a variable
 // where the address space is randomized, and the range 32 TiB long with 4 levels, 12800 TiB with 5; modules
 // follow the kernel image (arch/x86/include/asm/pgtable_64_types.h).
-std::vector<VirtualRange> virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel,
-                                           const KernelSymbols& symbols) {
+std::vector<VirtualArea> virtually_mapped(const GuestMemory& memory, const LinuxKernel& kernel,
+                                          const KernelSymbols& symbols) {
   const VmcoreInfo& info = kernel.vmcoreinfo();
-  std::vector<VirtualRange> ranges;
+  std::vector<VirtualArea> ranges;
   const auto add = [&](std::optional<i64> begin, std::optional<i64> end) {
     if (begin && end && *begin < *end)
       ranges.emplace_back(static_cast<u64>(*begin), static_cast<u64>(*end) - 1);

@@ -12,8 +12,6 @@ namespace {
 // counters (check E) tell.
 constexpr u64 kDefaultSectionShiftX86 = 27;
 constexpr u64 kDefaultSectionShiftArm64 = 30;
-constexpr u64 kMaxNodes = 4096;  // NODES_SHIFT is at most 10
-constexpr u64 kMaxStructBytes = 4 * kMiB;
 
 template <typename T>
 Result<T> need(std::optional<T> value, std::string_view kind, std::string_view name) {

@@ -11,6 +11,17 @@ namespace vmsieve {
 /// More orders than this are refused: MAX_PAGE_ORDER + 1 is 11 on x86-64, 14 at most elsewhere
 /// (arch/arm64/Kconfig ARCH_FORCE_MAX_ORDER).
 inline constexpr u64 kMaxOrders = 16;
+/// More nodes than this are refused: NODES_SHIFT is at most 10.
+inline constexpr u64 kMaxNodes = 1024;
+/// Structures longer than this are refused.
+inline constexpr u64 kMaxStructBytes = 4 * kMiB;
+/// struct list_head: next and prev, u64 each.
+inline constexpr u64 kListHeadBytes = 16;
+
+/// What the guest's own bytes make impossible is "no such thing"; a guest that cannot be read is not.
+inline bool guest_says_no(const Error& error) {
+  return error.kind() == ErrorKind::kNotFound || error.kind() == ErrorKind::kDamaged;
+}
 
 /// What the kernel's page structures look like, as VMCOREINFO tells it; every number here is checked
 /// to be sane, so that code over it needs no checks of its own.

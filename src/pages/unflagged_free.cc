@@ -10,7 +10,6 @@
 namespace vmsieve {
 namespace {
 
-constexpr u64 kListHeadBytes = 16;
 constexpr u64 kMaxTrylockBlocks = 4096;
 constexpr u32 kMaxHugeOrder = 30;
 constexpr u64 kMaxFreeHugePages = u64{1} << 16;  // per node: each costs a few page-table reads

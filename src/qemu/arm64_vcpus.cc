@@ -2,23 +2,16 @@
 #include "vmsieve/qemu/arm64_vcpus.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
 
 #include "vmsieve/base/endian.h"
+#include "vmsieve/base/numbers.h"
 
 namespace vmsieve {
 
 namespace {
 
 // ---- what the monitor prints ----
-
-std::optional<u64> parse_number(std::string_view text, int base) {
-  u64 value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
-}
 
 /// The number behind "NAME=", which stands at the line's start or behind a blank.
 std::optional<u64> value_of(std::string_view line, std::string_view name) {
@@ -32,7 +25,7 @@ std::optional<u64> value_of(std::string_view line, std::string_view name) {
 }
 
 /// Registers of one vCPU as they come. In AArch32 state they are called R15 and PSR.
-struct RegisterSet {
+struct PrintedRegisters {
   u32 index = 0;
   std::optional<u64> pc, pstate;
 
@@ -54,7 +47,7 @@ constexpr std::string_view kSectionName{
     4};
 constexpr std::byte kFullSection{0x04};  // QEMU_VM_SECTION_FULL, migration/savevm.h
 constexpr u64 kHeaderBefore = 5;         // section type, u32 section id
-constexpr u32 kVersion = 22;
+constexpr u32 kCpuSectionVersion = 22;
 
 // The fields of vmstate_arm_cpu, all big-endian, up to the array of system registers.
 constexpr u64 kRegsBytes = u64{16} * 4;
@@ -132,7 +125,7 @@ std::optional<CpuSection> parse_section(std::span<const std::byte> bytes) {
   Reader reader{bytes};
   CpuSection section;
   section.instance = reader.take<u32>();
-  if (reader.take<u32>() != kVersion) return std::nullopt;
+  if (reader.take<u32>() != kCpuSectionVersion) return std::nullopt;
   const std::span<const std::byte> regs = reader.bytes;
   if (!reader.skip(kRegsBytes + kXregsBytes)) return std::nullopt;
   section.pc = reader.take<u64>();
@@ -170,7 +163,7 @@ std::vector<CpuSection> find_sections(std::span<const std::byte> state) {
 
 Result<std::vector<Arm64Vcpu>> parse_arm64_registers(std::string_view text) {
   constexpr std::string_view kCpu = "CPU#";
-  std::vector<RegisterSet> sets;
+  std::vector<PrintedRegisters> sets;
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     std::string_view line = text.substr(0, end);
@@ -189,7 +182,7 @@ Result<std::vector<Arm64Vcpu>> parse_arm64_registers(std::string_view text) {
   }
   if (sets.empty()) return make_error(ErrorKind::kDamaged, "QEMU's 'info registers -a' shows no vCPU");
   std::vector<Arm64Vcpu> vcpus;
-  for (const RegisterSet& set : sets) {
+  for (const PrintedRegisters& set : sets) {
     if (!set.pc || !set.pstate || *set.pstate > std::numeric_limits<u32>::max()) {
       return make_error(ErrorKind::kDamaged,
                         "QEMU's 'info registers -a' lacks program counter or processor state of vCPU {}",

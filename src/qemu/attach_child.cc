@@ -36,12 +36,6 @@ struct RseqConfiguration {
 constexpr u64 kNewUserfaultfd = _IO(0xAA, 0x00);
 constexpr u64 kRseqSectionOffset = 8;  // struct rseq: rseq_cs
 
-long now_milliseconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 struct Stop {
   enum class Kind { kEvent, kSystemCall, kSignal, kGone, kTimeout } kind = Kind::kTimeout;
   int signal = 0;

@@ -13,7 +13,7 @@ using Json = QmpClient::Json;
 /// Device state is hundreds of kilobytes; with the vmstate of a large GPU or of many devices,
 /// megabytes.
 constexpr u64 kDeviceStateLimit = kGiB;
-constexpr std::string_view kMagic = "QEVM";
+constexpr std::string_view kStreamText = "QEVM";
 constexpr QmpClient::Milliseconds kSaveTimeout{60000};
 
 Result<std::vector<std::byte>> read_back(int memory) {
@@ -26,7 +26,7 @@ Result<std::vector<std::byte>> read_back(int memory) {
   std::vector<std::byte> state(size);
   VMSIEVE_TRY(pread_exact(memory, state, 0, "QEMU's device state"));
   const auto* text = reinterpret_cast<const char*>(state.data());
-  if (!std::string_view{text, state.size()}.starts_with(kMagic)) {
+  if (!std::string_view{text, state.size()}.starts_with(kStreamText)) {
     return make_error(ErrorKind::kDamaged, "the {} bytes of QEMU's device state do not begin with QEVM",
                       size);
   }

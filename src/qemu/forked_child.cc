@@ -2,6 +2,7 @@
 #include "vmsieve/qemu/forked_child.h"
 
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 namespace vmsieve {
@@ -17,6 +18,12 @@ void close_between(unsigned first, unsigned end) {
 }
 
 }  // namespace
+
+long now_milliseconds() noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
 
 void enter_own_life(const char* name, int* kept, unsigned count) noexcept {
   ::setsid();

@@ -27,4 +27,7 @@ class SignalBlock {
 /// (negative ones count for nothing), which are sorted for it. Async-signal-safe.
 void enter_own_life(const char* name, int* kept, unsigned count) noexcept;
 
+/// Of CLOCK_MONOTONIC. Async-signal-safe.
+long now_milliseconds() noexcept;
+
 }  // namespace vmsieve

@@ -31,12 +31,6 @@ constexpr char kAnswer[] = "\"vmsieve-guard\"";
 
 enum class Outcome { kAnswered, kDead, kTimeout };
 
-long now_milliseconds() {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /// False when the deadline passes first.
 bool wait_until_ready(int fd, short events, long deadline) {
   for (;;) {

@@ -2,8 +2,9 @@
 #include "vmsieve/qemu/monitor_text.h"
 
 #include <algorithm>
-#include <charconv>
 #include <limits>
+
+#include "vmsieve/base/numbers.h"
 
 namespace vmsieve {
 
@@ -15,13 +16,6 @@ Error not_understood(std::string_view command, std::string_view line) {
   for (const char c : line.substr(0, kShown)) shown += c >= 0x20 && c < 0x7f ? c : '?';
   return make_error(ErrorKind::kDamaged, "cannot understand what QEMU printed for '{}': \"{}\"", command,
                     shown);
-}
-
-std::optional<u64> parse_number(std::string_view text, int base) {
-  u64 value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (text.empty() || error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
 }
 
 std::optional<u64> parse_0x(std::string_view text) {

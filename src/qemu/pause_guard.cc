@@ -20,7 +20,7 @@ namespace vmsieve {
 namespace {
 
 constexpr int kArmMilliseconds = 5000;
-constexpr std::chrono::milliseconds kChildPatience{2000};
+constexpr std::chrono::milliseconds kGuardPatience{2000};
 
 bool send_message(int link, GuardMessage message) {
   const char byte = static_cast<char>(message);
@@ -74,7 +74,7 @@ void PauseGuard::beat() const { send_message(link_.get(), GuardMessage::kBeat); 
 void PauseGuard::end_beat() const { send_message(link_.get(), GuardMessage::kNoBeat); }
 
 void PauseGuard::wait_for_child() {
-  const auto deadline = std::chrono::steady_clock::now() + kChildPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kGuardPatience;
   for (;;) {
     const pid_t done = ::waitpid(child_, nullptr, WNOHANG);
     // ECHILD: somebody else reaped it, or SIGCHLD is ignored.

@@ -15,6 +15,7 @@
 #include <memory>
 #include <optional>
 
+#include "vmsieve/base/numbers.h"
 #include "vmsieve/qemu/process_monitors.h"
 #include "vmsieve/qemu/qmp.h"
 #include "vmsieve/qemu/unix_socket.h"
@@ -220,11 +221,9 @@ Result<std::vector<QemuProcess>> list_qemu_processes() {
   if (!folder) return errno_error(errno, "cannot list /proc");
   std::vector<QemuProcess> processes;
   while (const dirent* entry = ::readdir(folder.get())) {
-    const std::string_view name{entry->d_name};
-    pid_t pid = 0;
-    const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), pid);
-    if (error != std::errc{} || end != name.data() + name.size()) continue;
-    if (auto process = read_qemu_process(pid)) processes.push_back(std::move(*process));
+    const auto pid = parse_number<pid_t>(entry->d_name);
+    if (!pid) continue;
+    if (auto process = read_qemu_process(*pid)) processes.push_back(std::move(*process));
   }
   std::sort(processes.begin(), processes.end(),
             [](const QemuProcess& a, const QemuProcess& b) { return a.pid < b.pid; });
@@ -240,13 +239,11 @@ Result<VmAddress> resolve_vm(const std::string& spec) {
                       "{}: libvirt domains cannot be reached yet, since libvirt holds their monitor", spec);
   }
   if (spec.starts_with(kPid)) {
-    pid_t pid = 0;
-    const char* end = spec.data() + spec.size();
-    const auto [stop, error] = std::from_chars(spec.data() + kPid.size(), end, pid);
-    if (error != std::errc{} || stop != end) {
+    const auto pid = parse_number<pid_t>(spec.substr(kPid.size()));
+    if (!pid) {
       return make_error(ErrorKind::kUsage, "'{}' names no process: pid:N wants a number", spec);
     }
-    VMSIEVE_ASSIGN(QemuProcess process, read_qemu_process(pid));
+    VMSIEVE_ASSIGN(QemuProcess process, read_qemu_process(*pid));
     return choose_monitor(std::move(process));
   }
   struct stat file {};

@@ -2,8 +2,8 @@
 #include "vmsieve/qemu/process_monitors.h"
 
 #include <algorithm>
-#include <charconv>
 
+#include "vmsieve/base/numbers.h"
 #include "vmsieve/qemu/option_string.h"
 
 namespace vmsieve {
@@ -24,13 +24,6 @@ void for_each_option(const std::vector<std::string>& arguments, Visitor visit) {
     const std::string_view name = option_name(arguments[i]);
     if (!name.empty()) visit(name, std::string_view{arguments[i + 1]});
   }
-}
-
-std::optional<u64> parse_number(std::string_view text, int base = 10) {
-  u64 value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value, base);
-  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
-  return value;
 }
 
 /// Does QEMU listen (else it is the client, and nobody can connect to it)? A path, no abstract name.

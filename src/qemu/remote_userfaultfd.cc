@@ -23,7 +23,7 @@ namespace vmsieve {
 namespace {
 
 // More than the child takes for all of its own deadlines.
-constexpr std::chrono::milliseconds kChildPatience{10000};
+constexpr std::chrono::milliseconds kAttachPatience{10000};
 
 Error vanished(pid_t pid) { return make_error(ErrorKind::kVanished, "process {} is gone", pid); }
 
@@ -108,7 +108,7 @@ struct Report {
 
 /// None when the child ended without having said anything; a child that does not come to its end is killed.
 std::optional<Report> receive_report(int link, pid_t child) {
-  const auto deadline = std::chrono::steady_clock::now() + kChildPatience;
+  const auto deadline = std::chrono::steady_clock::now() + kAttachPatience;
   for (;;) {
     const auto left =
         std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());

@@ -2,11 +2,11 @@
 #include "vmsieve/qemu/shared_mappings.h"
 
 #include <unistd.h>
-#include <charconv>
 #include <filesystem>
 #include <set>
 #include <tuple>
 
+#include "vmsieve/base/numbers.h"
 #include "vmsieve/qemu/proc_maps.h"
 
 namespace vmsieve {
@@ -42,11 +42,8 @@ Result<std::optional<pid_t>> other_process_with_memory(pid_t pid, const RamLayou
   if (files.empty()) return found;
   std::error_code error;
   for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
-    const std::string name = entry.path().filename();
-    pid_t other = 0;
-    const auto [end, failed] = std::from_chars(name.data(), name.data() + name.size(), other);
-    if (failed != std::errc{} || end != name.data() + name.size()) continue;
-    if (other == pid || other == ::getpid() || !maps_any(other, files)) continue;
+    const auto other = parse_number<pid_t>(entry.path().filename().native());
+    if (!other || other == pid || other == ::getpid() || !maps_any(*other, files)) continue;
     found = other;
     break;
   }
