@@ -26,7 +26,7 @@ _vmsieve() {
       return
       ;;
     --format)
-      COMPREPLY=($(compgen -W "qemu qemu-mapped-ram raw elf" -- "$cur"))
+      COMPREPLY=($(compgen -W "qemu qemu-mapped-ram libvirt raw elf" -- "$cur"))
       return
       ;;
     --compress)
@@ -40,7 +40,7 @@ _vmsieve() {
     save) options+=" --store --live --paused --incremental --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     watch) options+=" --store --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     restore) options+=" --store --lazy --eager --wait --record --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
-    export) options+=" --store --format --output --threads" ;;
+    export) options+=" --store --format --output --xml --threads" ;;
     import) options+=" --store --stopped --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     log | verify | rm) options+=" --store" ;;
     show) options+=" --store --pages --memory --svg --png --largest" ;;

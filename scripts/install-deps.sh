@@ -7,13 +7,14 @@ set -euo pipefail
 build=(g++ cmake ninja-build pkg-config
        clang-14 clang-format-14 clang-format clang-tidy lld llvm-14 libclang-rt-14-dev
        nlohmann-json3-dev libcli11-dev libfmt-dev
-       libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev
+       libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev libvirt-dev
        libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
      gcc-aarch64-linux-gnu libc6-dev-arm64-cross
      fonts-dejavu-core busybox-static cpio xz-utils zstd
      python3 python3-pytest python3-pytest-xdist procps strace
-     makedumpfile python3-drgn patchelf)
+     makedumpfile python3-drgn patchelf
+     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.
 installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' \

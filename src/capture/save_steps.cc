@@ -66,6 +66,8 @@ std::string utc_now() {
 
 Result<void> attach_and_describe(Save& save, const VmAddress& address) {
   VMSIEVE_ASSIGN(save.vm, attach(address));
+  if (address.libvirt)
+    save.manifest.libvirt = {address.libvirt->uri(), address.libvirt->name(), address.libvirt->xml()};
   VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
   VMSIEVE_TRY(check_migratable(*save.vm.qmp));
   return describe_machine(save);

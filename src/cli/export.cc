@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve::cli {
@@ -18,6 +19,7 @@ struct Options {
   std::string checkpoint;
   std::string output;
   std::string format;
+  std::string xml;
   unsigned threads = 0;
 };
 
@@ -30,8 +32,13 @@ int export_one(const Options& options, const Common& common) {
   if (!reader) return report(reader.error(), common);
   const unsigned threads =
       options.threads != 0 ? options.threads : std::max(1U, std::thread::hardware_concurrency());
-  const auto exported = export_checkpoint(**reader, *parse_export_format(options.format), options.output,
-                                          threads, progress_bar(common));
+  ExportOptions exporting{.format = *parse_export_format(options.format), .threads = threads};
+  if (!options.xml.empty()) {
+    auto xml = read_text_file(options.xml, LibvirtImageHead::kMaxDataBytes);
+    if (!xml) return report(xml.error(), common);
+    exporting.domain_xml = std::move(*xml);
+  }
+  const auto exported = export_checkpoint(**reader, exporting, options.output, progress_bar(common));
   if (!exported) return report(exported.error(), common);
   end_progress(common);
   if (options.output == "-") return kExitOk;  // the stream is all that belongs there
@@ -57,12 +64,15 @@ void add_export(CLI::App& app, int& status) {
   command->add_option("CHECKPOINT", options->checkpoint, "id, unique prefix, or VMNAME@latest")->required();
   command
       ->add_option("--format", options->format,
-                   "qemu (for QEMU's -incoming), qemu-mapped-ram (for QEMU 9.0 and later), raw (main memory "
-                   "by address), elf (a core for drgn and makedumpfile)")
+                   "qemu (for QEMU's -incoming), qemu-mapped-ram (for QEMU 9.0 and later), libvirt (for "
+                   "virsh restore), raw (main memory by address), elf (a core for drgn and makedumpfile)")
       ->required()
-      ->check(CLI::IsMember({"qemu", "qemu-mapped-ram", "raw", "elf"}));
-  command->add_option("--output", options->output, "the file to write; - is standard output (qemu only)")
+      ->check(CLI::IsMember({"qemu", "qemu-mapped-ram", "libvirt", "raw", "elf"}));
+  command
+      ->add_option("--output", options->output, "the file to write; - is standard output (qemu and libvirt)")
       ->required();
+  command->add_option("--xml", options->xml,
+                      "libvirt: a file with the domain's XML (default: that of the domain that was saved)");
   command->add_option("--threads", options->threads, "threads that decode (default: one per core)")
       ->check(CLI::Range(1U, 256U));
   add_common(*command, common, true);

@@ -32,7 +32,7 @@ int import_one(const Options& options, const Common& common) {
   const auto saving = save_options(options.saving);
   if (!saving) return report(saving.error(), common);
   importing.saving = *saving;
-  importing.saving.was_running = !options.stopped;
+  if (options.stopped) importing.saving.was_running = false;
   const auto store = open_store(common, true);
   if (!store) return report(store.error(), common);
   const auto imported = import_file(options.file, **store, importing, progress_bar(common));
@@ -66,15 +66,17 @@ int import_one(const Options& options, const Common& common) {
 void add_import(CLI::App& app, int& status) {
   auto common = std::make_shared<Common>();
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("import", "make a checkpoint of a migration file of QEMU");
-  command->add_option("FILE", options->file, "a migration stream, or a mapped-ram file (QEMU 9.0 and later)")
+  CLI::App* command = app.add_subcommand(
+      "import", "make a checkpoint of a migration file of QEMU, or of an image of virsh save");
+  command
+      ->add_option("FILE", options->file,
+                   "a migration stream, a mapped-ram file (QEMU 9.0 and later), an image of virsh save")
       ->required();
   command->add_flag("--stopped", options->stopped, "the guest did not run when the file was written");
   add_saving_options(*command, options->saving);
-  command
-      ->add_option("COMMAND", options->command_line,
-                   "behind `--`: the command line of the QEMU that wrote the file, its program first")
-      ->required();
+  command->add_option("COMMAND", options->command_line,
+                      "behind `--`: the command line of the QEMU that wrote the file, its program first; not "
+                      "needed for an image of virsh save, which libvirt then loads");
   add_common(*command, common, true);
   command->callback([common, options, &status] { status = import_one(*options, *common); });
 }

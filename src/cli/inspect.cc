@@ -52,7 +52,7 @@ void add_inspect(CLI::App& app, int& status) {
   auto options = std::make_shared<Options>();
   CLI::App* command =
       app.add_subcommand("inspect", "show where a VM's memory is, without stopping its guest");
-  command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
+  command->add_option("VM", options->vm, "QMP socket, pid:N, -name, or libvirt:NAME")->required();
   command->add_flag("--pages", options->pages, "list every run of page frames with its class");
   command->add_flag("--pause", options->pause,
                     "stop the guest for the look, so that all figures are of one moment");

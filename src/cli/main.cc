@@ -27,8 +27,8 @@ int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);
   CLI::App app{
       "Checkpoints and restores QEMU/KVM virtual machines by what they really use.\n"
-      "VM is a QMP socket's path, pid:N, or a QEMU -name. CHECKPOINT is an id, a unique prefix of\n"
-      "one, or VMNAME@latest."};
+      "VM is a QMP socket's path, pid:N, a QEMU -name, or libvirt:NAME. CHECKPOINT is an id,\n"
+      "a unique prefix of one, or VMNAME@latest."};
   app.name("vmsieve");
   app.set_version_flag("--version", "vmsieve " VMSIEVE_VERSION);
   app.require_subcommand(1);

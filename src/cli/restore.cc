@@ -9,7 +9,9 @@
 #include "background.h"
 #include "cli.h"
 #include "saving.h"
+#include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/restore/launch.h"
+#include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve::cli {
 
@@ -140,6 +142,27 @@ int restore_all_clones(const Store& store, const std::string& id, const Options&
   return kExitOk;
 }
 
+int restore_domain(const CheckpointReader& reader, const RestoreOptions& options, const Common& common) {
+  const auto restored = restore_in_libvirt(reader, options, progress_bar(common));
+  if (!restored) return report(restored.error(), common);
+  end_progress(common);
+  const std::string& id = reader.manifest().id;
+  if (common.json) {
+    print_json({{"checkpoint", id},
+                {"mode", "eager"},
+                {"pid", restored->pid},
+                {"qmp", ""},
+                {"ready_ms", restored->ready_ms},
+                {"running", restored->running},
+                {"vm", restored->vm}});
+  } else {
+    fmt::print("checkpoint {} {} as {} (process {}) after {}\n", id,
+               restored->running ? "runs" : "stands stopped", restored->vm, restored->pid,
+               human_ms(restored->ready_ms));
+  }
+  return kExitOk;
+}
+
 int restore_checkpoint(Options& options, const Common& common) {
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
@@ -160,6 +183,10 @@ int restore_checkpoint(Options& options, const Common& common) {
     }
     restoring.omitted_fill = static_cast<u8>(fill);
   }
+  const auto reader = CheckpointReader::open(**store, *id);
+  if (!reader) return report(reader.error(), common);
+  if (belongs_to_libvirt((*reader)->manifest(), restoring) && options.clones == 0 && !options.foreground)
+    return restore_domain(**reader, restoring, common);
   if (options.clones > 0) return restore_all_clones(**store, *id, options, common);
   if (options.foreground || options.wait || options.eager)
     return restore_to_the_end(**store, *id, options, common);

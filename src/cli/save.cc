@@ -82,7 +82,7 @@ void add_save(CLI::App& app, int& status) {
   auto common = std::make_shared<Common>();
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("save", "take a checkpoint of a running VM");
-  command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
+  command->add_option("VM", options->vm, "QMP socket, pid:N, -name, or libvirt:NAME")->required();
   CLI::Option* const live =
       command->add_flag("--live", options->live, "fail rather than stop the guest while its memory is read");
   CLI::Option* const paused =

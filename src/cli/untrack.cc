@@ -39,7 +39,7 @@ void add_untrack(CLI::App& app, int& status) {
   auto name = std::make_shared<std::string>();
   CLI::App* command =
       app.add_subcommand("untrack", "end what `save --incremental` began: noting which pages a VM writes");
-  command->add_option("VM", *name, "QMP socket, pid:N, or -name")->required();
+  command->add_option("VM", *name, "QMP socket, pid:N, -name, or libvirt:NAME")->required();
   add_common(*command, common, false);
   command->callback([common, name, &status] { status = untrack(*name, *common); });
 }

@@ -111,8 +111,9 @@ void tell_text(const WatchEvent& event, const Common& common) {
       warn(fmt::format("checkpoint {} cannot be used: {}", event.checkpoint, event.error->message()), common);
       break;
     case WatchEvent::Kind::kRestarted:
-      fmt::print("checkpoint {} runs as process {} after {}, monitor {}\n", event.checkpoint,
-                 event.restored->pid, human_ms(event.restored->ready_ms), event.restored->qmp_path);
+      fmt::print("checkpoint {} runs as process {} after {}, {}\n", event.checkpoint, event.restored->pid,
+                 human_ms(event.restored->ready_ms),
+                 event.restored->vm.empty() ? "monitor " + event.restored->qmp_path : event.restored->vm);
       break;
   }
 }
@@ -158,7 +159,7 @@ void add_watch(CLI::App& app, int& status) {
   auto common = std::make_shared<Common>();
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand("watch", "take an incremental checkpoint of a VM at every beat");
-  command->add_option("VM", options->vm, "QMP socket, pid:N, or -name")->required();
+  command->add_option("VM", options->vm, "QMP socket, pid:N, -name, or libvirt:NAME")->required();
   command
       ->add_option("--every", options->every,
                    "a beat: 500ms, 10s, 5m, 1h; one that comes too early is skipped")

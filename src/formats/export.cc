@@ -5,6 +5,7 @@
 
 #include "vmsieve/formats/elf_core.h"
 #include "vmsieve/formats/guest_file.h"
+#include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/formats/output_file.h"
 #include "vmsieve/guest/vmcoreinfo.h"
 #include "vmsieve/qemu/migration_stream.h"
@@ -150,25 +151,55 @@ Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned
   return end;
 }
 
+bool is_stream(ExportFormat format) {
+  return format == ExportFormat::kQemu || format == ExportFormat::kLibvirt;
+}
+
+const std::string& domain_xml(const CheckpointReader& reader, const ExportOptions& options) {
+  return options.domain_xml.empty() ? reader.manifest().libvirt.xml : options.domain_xml;
+}
+
+Result<void> check_domain_xml(const CheckpointReader& reader, const ExportOptions& options) {
+  const std::string& xml = domain_xml(reader, options);
+  if (xml.empty()) {
+    return Error(ErrorKind::kUsage,
+                 "the checkpoint was not taken of libvirt:NAME: the domain's XML must be given (--xml FILE)");
+  }
+  if (xml.size() >= LibvirtImageHead::kMaxDataBytes || xml.find('\0') != std::string::npos)
+    return Error(ErrorKind::kUsage, "this is no XML of a domain");
+  return {};
+}
+
 }  // namespace
 
 std::optional<ExportFormat> parse_export_format(std::string_view name) {
   if (name == "qemu") return ExportFormat::kQemu;
   if (name == "qemu-mapped-ram") return ExportFormat::kQemuMappedRam;
+  if (name == "libvirt") return ExportFormat::kLibvirt;
   if (name == "raw") return ExportFormat::kRaw;
   if (name == "elf") return ExportFormat::kElf;
   return std::nullopt;
 }
 
-Result<ExportReport> export_checkpoint(const CheckpointReader& reader, ExportFormat format,
-                                       const std::string& path, unsigned threads,
-                                       const ProgressFunction& progress) {
-  if (path == "-" && format != ExportFormat::kQemu) {
+Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const ExportOptions& options,
+                                       const std::string& path, const ProgressFunction& progress) {
+  const ExportFormat format = options.format;
+  const unsigned threads = options.threads;
+  if (path == "-" && !is_stream(format)) {
     return Error(ErrorKind::kUsage, "only a migration stream can be written to standard output");
   }
+  if (format == ExportFormat::kLibvirt) VMSIEVE_TRY(check_domain_xml(reader, options));
   VMSIEVE_ASSIGN(const auto file, OutputFile::create(path));
+  if (file->is_stream() && !is_stream(format)) {
+    return make_error(ErrorKind::kUsage, "only a migration stream can be written to the FIFO {}", path);
+  }
   const auto write = [&]() -> Result<u64> {
     switch (format) {
+      case ExportFormat::kLibvirt: {
+        const std::string& xml = domain_xml(reader, options);
+        VMSIEVE_TRY(file->append(LibvirtImageHead::encode(xml, reader.manifest().was_running)));
+        return write_stream(reader, *file, threads, progress);
+      }
       case ExportFormat::kQemu: return write_stream(reader, *file, threads, progress);
       case ExportFormat::kQemuMappedRam: return write_mapped_ram(reader, *file, threads, progress);
       case ExportFormat::kRaw: return write_raw(reader, *file, threads, progress);

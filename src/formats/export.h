@@ -15,6 +15,7 @@ namespace vmsieve {
 enum class ExportFormat {
   kQemu,           ///< a migration stream for stock QEMU's `-incoming`, with the recorded command line
   kQemuMappedRam,  ///< the same with pages at fixed places (QEMU 9.0, capability mapped-ram)
+  kLibvirt,        ///< an image that `virsh restore` takes: the same stream behind the domain's XML
   kRaw,  ///< main memory at its guest-physical addresses; what was left out, and what is no memory, are holes
   kElf,  ///< an ELF core of main memory for drgn and makedumpfile; free pages are not in it
 };
@@ -25,10 +26,16 @@ struct ExportReport {
   u64 allocated_bytes = 0;  ///< what it takes of the disk
 };
 
-/// Writes the checkpoint to `path`, which must not be there yet; "-" is standard output (kQemu only). Every
-/// frame is checked; on an error there is no file. `threads` decode.
-Result<ExportReport> export_checkpoint(const CheckpointReader& reader, ExportFormat format,
-                                       const std::string& path, unsigned threads,
-                                       const ProgressFunction& progress = {});
+struct ExportOptions {
+  ExportFormat format = ExportFormat::kQemu;
+  unsigned threads = 1;  ///< that decode
+  /// For kLibvirt: the domain's XML; empty: that of the domain that the checkpoint was taken of.
+  std::string domain_xml = {};
+};
+
+/// Writes the checkpoint to `path`, which must not be there yet. A FIFO and "-", standard output, take what
+/// is written in one go (kQemu, kLibvirt). Every frame is checked; on an error there is no file.
+Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const ExportOptions& options,
+                                       const std::string& path, const ProgressFunction& progress = {});
 
 }  // namespace vmsieve

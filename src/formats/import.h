@@ -17,6 +17,7 @@ namespace vmsieve {
 enum class ImportFormat {
   kQemu,           ///< a migration stream (QEMU docs/devel/migration/main.rst)
   kQemuMappedRam,  ///< the same with pages at fixed places (docs/devel/migration/mapped-ram.rst)
+  kLibvirt,        ///< an image of `virsh save`: LibvirtImageHead, then a stream, perhaps compressed
 };
 std::string_view to_string(ImportFormat format);
 
@@ -25,7 +26,8 @@ std::string_view to_string(ImportFormat format);
 Result<ImportFormat> recognise_import(std::span<const std::byte> beginning);
 
 struct ImportOptions {
-  /// QEMU's, with its program first: no such file holds one, and without it nobody could load it.
+  /// QEMU's, with its program first: no file of QEMU's holds one, and without it nobody could load it. May be
+  /// empty for kLibvirt: then libvirt loads it.
   std::vector<std::string> command_line;
   std::string working_directory;  ///< for relative paths in it; absolute
   SaveOptions saving;             ///< `mode` and `incremental` do not matter
@@ -38,11 +40,12 @@ struct ImportReport {
   u64 allocated_bytes = 0;  ///< what the file takes of the disk
 };
 
-/// Makes a checkpoint of the file at `path`. A QEMU is started with the command line, loads it, and is saved
-/// and ended without having run the guest: so what can be imported is what this QEMU can load, and the guest
-/// is introspected as any other. On any error, and when this process dies, neither that QEMU nor anything in
-/// the store remains. kIncompatible with QEMU's own words when it does not load it; also as restore() has it.
-/// Forks, as save() does.
+/// Makes a checkpoint of the file at `path`. A QEMU is started with the command line (or by libvirt, with the
+/// domain's XML), loads it, and is saved and ended without having run the guest: so what can be imported is
+/// what this QEMU can load, and the guest is introspected as any other. On any error, and when this process
+/// dies, neither that QEMU nor anything in the store remains (only a domain of libvirt's stays when this
+/// process is killed: it stands paused). kIncompatible with QEMU's own words when it does not load it; also
+/// as restore() has it. Forks, as save() does.
 Result<ImportReport> import_file(const std::string& path, Store& store, const ImportOptions& options,
                                  const ProgressFunction& progress);
 

@@ -22,6 +22,11 @@ bool exists(const std::string& path) {
   return ::lstat(path.c_str(), &info) == 0;
 }
 
+bool is_fifo(const std::string& path) {
+  struct stat info {};
+  return ::stat(path.c_str(), &info) == 0 && S_ISFIFO(info.st_mode);
+}
+
 Error exists_error(const std::string& path) {
   return make_error(ErrorKind::kBusy, "{} is there already", path);
 }
@@ -29,13 +34,17 @@ Error exists_error(const std::string& path) {
 }  // namespace
 
 OutputFile::OutputFile(UniqueFd fd, std::string path, std::string partial)
-    : fd_(std::move(fd)), path_(std::move(path)), partial_(std::move(partial)) {}
+    : fd_(std::move(fd)), path_(std::move(path)), partial_(std::move(partial)), stream_(partial_.empty()) {}
 
 Result<std::unique_ptr<OutputFile>> OutputFile::create(const std::string& path) {
   if (path == "-") {
     const int fd = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) return errno_error(errno, "cannot write to standard output");
     return std::unique_ptr<OutputFile>(new OutputFile(UniqueFd(fd), "standard output", ""));
+  }
+  if (is_fifo(path)) {
+    VMSIEVE_ASSIGN(UniqueFd fd, open_file(path, O_WRONLY));
+    return std::unique_ptr<OutputFile>(new OutputFile(std::move(fd), path, ""));
   }
   if (exists(path)) return exists_error(path);
   std::string partial = folder_of(path) + "/.vmsieve-export-XXXXXX";
@@ -80,7 +89,7 @@ Result<void> OutputFile::finish(u64 bytes) {
 u64 OutputFile::allocated_bytes() const {
   struct stat info {};
   constexpr u64 kStatBlock = 512;
-  if (path_ == "standard output" || ::fstat(fd_.get(), &info) != 0) return 0;
+  if (stream_ || ::fstat(fd_.get(), &info) != 0) return 0;
   return static_cast<u64>(info.st_blocks) * kStatBlock;
 }
 

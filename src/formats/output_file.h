@@ -15,7 +15,8 @@ namespace vmsieve {
 /// hole and reads as zeros. From one thread.
 class OutputFile {
  public:
-  /// kBusy when there is something of that name already. "-" is standard output, which takes append() only.
+  /// kBusy when there is something of that name already. "-" is standard output; it and a FIFO take append()
+  /// only. Waits until somebody reads from the FIFO.
   static Result<std::unique_ptr<OutputFile>> create(const std::string& path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
@@ -26,6 +27,8 @@ class OutputFile {
   /// Makes it `bytes` long and durable, and gives it its name.
   Result<void> finish(u64 bytes);
 
+  /// Takes append() only.
+  bool is_stream() const { return stream_; }
   u64 appended_bytes() const { return appended_; }
   /// What it takes of the disk; 0 for standard output.
   u64 allocated_bytes() const;
@@ -35,7 +38,8 @@ class OutputFile {
 
   UniqueFd fd_;
   std::string path_;
-  std::string partial_;  ///< empty: has its name, or is standard output
+  std::string partial_;  ///< empty: has its name, or is a stream
+  bool stream_ = false;
   u64 appended_ = 0;
 };
 

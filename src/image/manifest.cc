@@ -121,6 +121,12 @@ void read_identity(const JsonFields& top, Manifest& manifest) {
     top.fail("parent", "it is no checkpoint id");
   }
   if (top.has("periodic")) top.get("periodic", manifest.periodic);
+  if (top.has("libvirt")) {
+    const JsonFields libvirt = top.object("libvirt");
+    libvirt.get("uri", manifest.libvirt.uri);
+    libvirt.get("domain", manifest.libvirt.domain);
+    libvirt.get("xml", manifest.libvirt.xml);
+  }
   top.get("ancestors", manifest.ancestors);
   std::set<std::string_view> seen{manifest.id};
   for (const std::string& ancestor : manifest.ancestors) {
@@ -253,6 +259,11 @@ std::string encode_manifest(const Manifest& manifest) {
   json["mode"] = json_text(manifest.mode);
   json["parent"] = json_text(manifest.parent);
   if (manifest.periodic) json["periodic"] = true;
+  if (!manifest.libvirt.xml.empty()) {
+    json["libvirt"] = {{"uri", json_text(manifest.libvirt.uri)},
+                       {"domain", json_text(manifest.libvirt.domain)},
+                       {"xml", json_text(manifest.libvirt.xml)}};
+  }
   json["ancestors"] = json_texts(manifest.ancestors);
   json["required_features"] = json_texts(manifest.required_features);
   json["vm"] = {{"name", json_text(manifest.vm_name)},

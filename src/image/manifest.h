@@ -57,6 +57,13 @@ struct IntrospectionRecord {
   u64 vmcoreinfo_address = 0;
 };
 
+/// Of a VM that libvirt runs: what it needs to run it again. The XML may hold passwords.
+struct LibvirtRecord {
+  std::string uri;
+  std::string domain;  ///< its name
+  std::string xml;     ///< empty: no libvirt
+};
+
 struct PageCounts {
   u64 total = 0;
   u64 free = 0;
@@ -79,6 +86,7 @@ struct Manifest {
   std::vector<std::string> required_features;
   /// Taken by `watch`, which may remove it again; in the format an optional member.
   bool periodic = false;
+  LibvirtRecord libvirt;  ///< in the format an optional member
 
   std::string vm_name;
   u64 vm_pid = 0;

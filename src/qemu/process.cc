@@ -197,6 +197,24 @@ Result<VmAddress> resolve_name(const std::string& name) {
   return choose_monitor(std::move(fitting.front()));
 }
 
+/// libvirt's API tells no process: it is the one QEMU that was given the domain's UUID.
+Result<VmAddress> resolve_libvirt(const std::string& name) {
+  VMSIEVE_ASSIGN(std::shared_ptr<const LibvirtDomain> domain, LibvirtDomain::open(name, ""));
+  VMSIEVE_ASSIGN(std::vector<QemuProcess> processes, list_qemu_processes());
+  std::erase_if(processes, [&](const QemuProcess& process) {
+    const std::vector<std::string>& arguments = process.arguments;
+    const auto uuid = std::find(arguments.begin(), arguments.end(), "-uuid");
+    return uuid == arguments.end() || uuid + 1 == arguments.end() || *(uuid + 1) != domain->uuid();
+  });
+  if (processes.size() != 1) {
+    return make_error(processes.empty() ? ErrorKind::kNotFound : ErrorKind::kAmbiguous,
+                      "libvirt:{}: {} QEMUs that can be seen from here have its UUID {}", name,
+                      processes.size(), domain->uuid());
+  }
+  std::string qmp_path = domain->qmp_path();
+  return VmAddress{std::move(processes.front()), std::move(qmp_path), std::move(domain)};
+}
+
 }  // namespace
 
 Result<QemuProcess> read_qemu_process(pid_t pid) { return read_process(pid, Check::kName); }
@@ -235,8 +253,7 @@ Result<VmAddress> resolve_vm(const std::string& spec) {
   constexpr std::string_view kLibvirt = "libvirt:";
   if (spec.empty()) return make_error(ErrorKind::kUsage, "the name of a VM is empty");
   if (spec.starts_with(kLibvirt)) {
-    return make_error(ErrorKind::kUnsupported,
-                      "{}: libvirt domains cannot be reached yet, since libvirt holds their monitor", spec);
+    return resolve_libvirt(spec.substr(kLibvirt.size()));
   }
   if (spec.starts_with(kPid)) {
     const auto pid = parse_number<pid_t>(spec.substr(kPid.size()));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -10,6 +11,7 @@
 #include "vmsieve/base/fd.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/base/units.h"
+#include "vmsieve/qemu/libvirt_domain.h"
 
 namespace vmsieve {
 
@@ -45,10 +47,12 @@ bool has_ended(int process, std::chrono::milliseconds patience = std::chrono::mi
 struct VmAddress {
   QemuProcess process;
   std::string qmp_path;
+  std::shared_ptr<const LibvirtDomain> libvirt =
+      nullptr;  ///< of libvirt:NAME: `qmp_path` is there while it lives
 };
 
 /// Finds the VM that `spec` names: a QMP socket's path (it contains '/' or exists as a socket),
-/// `pid:N`, or a QEMU `-name`. `libvirt:NAME` is kUnsupported for now. kNotFound lists what there
+/// `pid:N`, a QEMU `-name`, or `libvirt:NAME` (or UUID; LibvirtDomain). kNotFound lists what there
 /// is; kAmbiguous names the candidates. Of several monitors the first one that answers is taken.
 /// A process behind a QMP socket's path counts as QEMU, whatever its executable is called.
 Result<VmAddress> resolve_vm(const std::string& spec);

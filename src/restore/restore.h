@@ -52,6 +52,7 @@ struct RestoreOptions {
 
 struct RestoreReport {
   pid_t pid = 0;
+  std::string vm;  ///< libvirt:NAME, where the guest is libvirt's: no monitor, no log, no arguments then
   std::string executable;
   std::vector<std::string> arguments;  ///< without argv[0], monitor and -incoming
   std::string qmp_path;

@@ -6,9 +6,12 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cerrno>
+#include <thread>
 
+#include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/qemu/qmp.h"
 #include "vmsieve/qemu/vm_lock.h"
+#include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve {
 
@@ -20,6 +23,7 @@ using TimePoint = Clock::time_point;
 constexpr std::chrono::milliseconds kAnswerPatience{5000};
 constexpr std::chrono::milliseconds kDeathPatience{10000};
 constexpr std::chrono::milliseconds kShortLife{10000};
+constexpr std::chrono::milliseconds kLibvirtBeat{200};
 
 class Watch {
  public:
@@ -55,6 +59,7 @@ class Watch {
     auto saved = save(vm_, store_, save_, progress_);
     if (!saved.ok()) {
       tell_({.kind = WatchEvent::Kind::kFailed, .error = saved.error()});
+      reach_libvirt_again();
       return;
     }
     answered_ = Clock::now();
@@ -129,7 +134,7 @@ class Watch {
         continue;
       }
       tell_({.kind = WatchEvent::Kind::kRestarted, .restored = &*restored, .checkpoint = *id});
-      VMSIEVE_ASSIGN(vm_, resolve_vm(restored->qmp_path));
+      VMSIEVE_ASSIGN(vm_, resolve_vm(restored->vm.empty() ? restored->qmp_path : restored->vm));
       VMSIEVE_ASSIGN(process_, open_process(restored->pid));
       lock_.reset();
       VMSIEVE_ASSIGN(lock_, VmLock::take_for_watch(restored->pid));
@@ -142,9 +147,27 @@ class Watch {
 
   /// The guest runs at once; until all of its memory is there, no checkpoint can be taken of it.
   Result<RestoreReport> bring_back_from(const std::string& id) {
+    VMSIEVE_ASSIGN(const auto reader, CheckpointReader::open(store_, id));
+    if (belongs_to_libvirt(reader->manifest(), options_.restore)) return bring_domain_back(*reader);
     VMSIEVE_ASSIGN(const Restored restored, restore(store_, id, options_.restore, progress_));
     if (restored.server != nullptr) VMSIEVE_TRY(restored.server->wait(progress_));
     return restored.report;
+  }
+
+  Result<RestoreReport> bring_domain_back(const CheckpointReader& reader) {
+    // libvirt may not have seen yet that the QEMU before has ended.
+    for (const TimePoint end = Clock::now() + kDeathPatience;;) {
+      auto restored = restore_in_libvirt(reader, options_.restore, progress_);
+      if (restored || restored.error().kind() != ErrorKind::kRefused || Clock::now() > end) return restored;
+      std::this_thread::sleep_for(kLibvirtBeat);
+    }
+  }
+
+  /// The way to a domain's monitor ends with libvirtd; its guest does not.
+  void reach_libvirt_again() {
+    if (!vm_.libvirt || has_ended(process_.get())) return;
+    auto vm = resolve_vm("libvirt:" + vm_.libvirt->uuid());
+    if (vm.ok() && vm->process.pid == vm_.process.pid) vm_ = std::move(*vm);
   }
 
   VmAddress vm_;

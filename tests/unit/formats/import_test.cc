@@ -28,11 +28,17 @@ TEST(RecogniseImport, StreamByItsMagicAndMappedRamByItsCapability) {
   EXPECT_EQ(*mapped, ImportFormat::kQemuMappedRam);
 }
 
+TEST(RecogniseImport, LibvirtImageByItsMagic) {
+  const auto image = recognise_import(as_byte_span("LibvirtQemudSave\2\0\0\0"sv));
+  ASSERT_TRUE(image);
+  EXPECT_EQ(*image, ImportFormat::kLibvirt);
+}
+
 TEST(RecogniseImport, WhatItIsInsteadIsSaid) {
   EXPECT_THAT(why_not("\x7f"
                       "ELF\2\1\1"),
               HasSubstr("ELF"));
-  EXPECT_THAT(why_not("LibvirtQemudSave"), HasSubstr("virsh save"));
+  EXPECT_THAT(why_not("LibvirtQemudPart"), HasSubstr("not finished"));
   EXPECT_THAT(why_not("QEV"), HasSubstr("no migration stream"));
   EXPECT_THAT(why_not(""), HasSubstr("no migration stream"));
 }

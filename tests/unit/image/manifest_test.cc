@@ -136,6 +136,18 @@ TEST(Manifest, TextsMayHoldAnyBytes) {
   EXPECT_EQ(decoded->vm_name, "\xff\xfe");
 }
 
+TEST(Manifest, LibvirtIsAnOptionalMember) {
+  Manifest manifest = example_manifest();
+  EXPECT_EQ(encode_manifest(manifest).find("libvirt"), std::string::npos);
+  EXPECT_EQ(decode_manifest(encode_manifest(manifest))->libvirt.xml, "");
+  manifest.libvirt = {"qemu:///system", "web1", "<domain>\n</domain>"};
+  const auto decoded = decode_manifest(encode_manifest(manifest));
+  ASSERT_TRUE(decoded.ok()) << decoded.error().message();
+  EXPECT_EQ(decoded->libvirt.uri, "qemu:///system");
+  EXPECT_EQ(decoded->libvirt.domain, "web1");
+  EXPECT_EQ(decoded->libvirt.xml, "<domain>\n</domain>");
+}
+
 TEST(Manifest, TheLargestNumbersSurvive) {
   Manifest manifest = example_manifest();
   manifest.vm_pid = manifest.vcpus = manifest.stored_bytes = ~u64{0};

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A libvirt of the test's own: its daemon in a mount namespace in which nothing of a real one can be seen."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import textwrap
+
+from .guest import kernel_path
+from .host import Unavailable, die_with_parent, end_process, lab, wait_until
+from .serial import Serial
+
+# What libvirt keeps for itself, by places that are compiled into it.
+OWN_FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/run/libvirt")
+
+USER = "64055"  # Debian's number for libvirt-qemu
+
+QEMU_CONF = """\
+security_driver = "none"
+cgroup_controllers = [ ]
+stdio_handler = "file"
+namespaces = [ ]
+"""
+
+
+class Libvirt:
+    """With it: a running libvirtd. QEMUs run as libvirt's own user, in its sandbox, as they do by default."""
+
+    def __enter__(self):
+        if not shutil.which("libvirtd") or not shutil.which("virsh"):
+            raise Unavailable("there is no libvirtd")
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vmsieve-libvirt-"))
+        self.folder.chmod(0o755)
+        mounts = [f"mkdir -p {place} && mount -t tmpfs -o mode=755 none {place}" for place in OWN_FOLDERS]
+        mounts += [f"mount --bind {self._with_libvirts_user(name)} /etc/{name}" for name in ("passwd", "group")]
+        if os.path.exists("/dev/kvm"):
+            # Where libvirt and its user disagree on who may open it, libvirt asks each QEMU anew for every
+            # domain, which takes a minute.
+            (self.folder / "no-kvm").touch(mode=0o000)
+            mounts.append(f"mount --bind {self.folder}/no-kvm /dev/kvm")
+        script = f"{' && '.join(mounts)} && cp {self.folder}/*.conf /etc/libvirt/ && exec libvirtd"
+        (self.folder / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
+        (self.folder / "libvirtd.conf").write_text('auth_unix_rw = "none"\n', encoding="ascii")
+        self.log = open(self.folder / "log", "wb")
+        self.daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], preexec_fn=die_with_parent,
+                                       stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.inside = ["nsenter", "--mount", f"--target={self.daemon.pid}", "--"]
+        try:
+            wait_until(self._answers, 30, "an answer of libvirtd")
+        except TimeoutError as error:
+            text = (self.folder / "log").read_text(errors="replace")
+            self.__exit__()
+            raise Unavailable(f"libvirtd does not run here: {text[-500:]}") from error
+        return self
+
+    def __exit__(self, *unused):
+        for pid in self._qemus():
+            end_process(pid)
+        if self.daemon.poll() is None:
+            self.daemon.terminate()
+            try:
+                self.daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait()
+        self.log.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _with_libvirts_user(self, name):
+        """A copy of /etc/passwd or /etc/group that has libvirt's own: who installs libvirt's service has it."""
+        text = pathlib.Path("/etc", name).read_text(encoding="utf-8")
+        if "\nlibvirt-qemu:" not in text:
+            text += f"libvirt-qemu:x:{USER}:{USER + '::/:/usr/sbin/nologin' if name == 'passwd' else ''}\n"
+        path = self.folder / name
+        path.write_text(text, encoding="utf-8")
+        path.chmod(0o644)
+        return path
+
+    def _answers(self):
+        if self.daemon.poll() is not None:
+            raise TimeoutError("libvirtd has ended")
+        return subprocess.run([*self.inside, "virsh", "-q", "list"], capture_output=True, check=False).returncode == 0
+
+    def _qemus(self):
+        """By their folder: a serial file of the test's is on the command line."""
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if str(self.folder).encode() in (process / "cmdline").read_bytes() and \
+                        (process / "exe").resolve().name.startswith("qemu-system"):
+                    yield int(process.name)
+            except (OSError, ValueError):
+                continue
+
+    def virsh(self, *arguments, check=True):
+        done = subprocess.run([*self.inside, "virsh", "-q", *map(str, arguments)], text=True, capture_output=True,
+                              timeout=180, check=False)
+        if check and done.returncode != 0:
+            raise AssertionError(f"virsh {arguments}: {done.stderr}")
+        return done.stdout.strip()
+
+    def state(self, name):
+        return self.virsh("domstate", name, check=False)
+
+    def start(self, name, mem_mib=384, selfcheck=None):
+        """A domain whose guest checks itself; its Serial, once it does."""
+        serial = self.folder / f"{name}.serial"
+        # Where libvirt's user may read them; libvirt gives them to it.
+        kernel, initrd = self.folder / f"{name}.kernel", self.folder / f"{name}.initrd"
+        shutil.copy(kernel_path("6.1"), kernel)
+        shutil.copy(lab("initramfs") / "initramfs.cpio", initrd)
+        parameters = " ".join(f"selfcheck.{key}={int(value)}" for key, value in (selfcheck or {}).items())
+        xml = self.folder / f"{name}.xml"
+        xml.write_text(textwrap.dedent(f"""\
+            <domain type='qemu'>
+              <name>{name}</name>
+              <memory unit='MiB'>{mem_mib}</memory>
+              <vcpu>1</vcpu>
+              <os>
+                <type arch='x86_64' machine='q35'>hvm</type>
+                <kernel>{kernel}</kernel>
+                <initrd>{initrd}</initrd>
+                <cmdline>console=ttyS0 loglevel=3 panic=-1 oops=panic {parameters}</cmdline>
+              </os>
+              <features><acpi/></features>
+              <cpu mode='custom' match='exact' check='none'>
+                <model fallback='allow'>qemu64</model>
+                <feature policy='disable' name='cx16'/>
+              </cpu>
+              <devices>
+                <emulator>/usr/bin/qemu-system-x86_64</emulator>
+                <serial type='file'><source path='{serial}'/><target port='0'/></serial>
+                <memballoon model='none'/>
+              </devices>
+            </domain>
+            """), encoding="ascii")
+        self.virsh("define", xml)
+        self.virsh("start", name)
+        started = Serial(serial)
+        started.wait_for("selfcheck: ready .*\n", 180)
+        return started
