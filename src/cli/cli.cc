@@ -74,7 +74,7 @@ std::string store_path(const Common& common) {
 Result<std::unique_ptr<Store>> open_store(const Common& common, bool create) {
   VMSIEVE_ASSIGN(auto store, open_directory_store(store_path(common), create));
   // Sweeping is housekeeping: a store that is only readable still serves to read from.
-  [[maybe_unused]] const auto swept = store->sweep();
+  [[maybe_unused]] const auto swept = store->sweep(create ? Sweep::kAll : Sweep::kSafe);
   return store;
 }
 

@@ -49,7 +49,8 @@ void add_common(CLI::App& command, const std::shared_ptr<Common>& common, bool w
 
 /// --store, else $VMSIEVE_STORE, else $XDG_DATA_HOME/vmsieve or ~/.local/share/vmsieve.
 std::string store_path(const Common& common);
-/// Opens the store and sweeps what dead writers left (a store that cannot be written is not swept).
+/// Opens the store and sweeps what dead writers left (a store that cannot be written is not swept). With
+/// `create` it may be made, and interrupted removals are swept too.
 Result<std::unique_ptr<Store>> open_store(const Common& common, bool create);
 
 /// Prints the error (text or JSON, to standard error) and returns its exit code.

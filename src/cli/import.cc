@@ -50,9 +50,9 @@ int import_one(const Options& options, const Common& common) {
     print_json(json);
     return kExitOk;
   }
-  fmt::print("checkpoint {} of {} in {}: {} of the file's {} ({:.1f} times smaller)\n", m.id, options.file,
-             (*store)->name(), human_bytes(m.stored_bytes), human_bytes(imported->allocated_bytes),
-             ratio_of(*imported));
+  fmt::print("checkpoint {} of {} from {} in {}: {} of the file's {} ({:.1f} times smaller)\n", m.id,
+             m.vm_name.empty() ? "a VM" : m.vm_name, options.file, (*store)->name(),
+             human_bytes(m.stored_bytes), human_bytes(imported->allocated_bytes), ratio_of(*imported));
   if (m.introspection.used) {
     fmt::print("kernel Linux {}\n", m.introspection.kernel);
   } else {

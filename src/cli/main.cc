@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <fcntl.h>
+#include <unistd.h>
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -19,10 +21,28 @@ int usage(const std::string& message, int argc, char** argv) {
   return cli::report(Error(ErrorKind::kUsage, message), common);
 }
 
+/// A descriptor that is closed would be the next file or socket that is opened, and get what is printed.
+void open_standard_descriptors() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0) continue;
+    // The lowest one that is free is this one.
+    if (::open("/dev/null", fd == STDIN_FILENO ? O_RDONLY : O_WRONLY) != fd) return;
+  }
+}
+
+/// Did all that was printed get through? What was done is done, but who asked does not know it.
+int after_output(int status) {
+  using namespace vmsieve;
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return status;
+  (void)cli::report(Error(ErrorKind::kIo, "standard output does not take what was printed"), {});
+  return status == cli::kExitOk ? cli::kExitIo : status;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using namespace vmsieve::cli;
+  open_standard_descriptors();
   // A reader of our output that goes away must not kill us in the middle of a pause.
   std::signal(SIGPIPE, SIG_IGN);
   CLI::App app{
@@ -54,8 +74,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+    if (error.get_exit_code() == 0) return after_output(app.exit(error));  // --help, --version
     return usage(fmt::format("{} (vmsieve --help tells more)", error.what()), argc, argv);
   }
-  return status;
+  return after_output(status);
 }

@@ -221,8 +221,10 @@ void add_restore(CLI::App& app, int& status) {
       ->check(CLI::Range(1U, 1000U));
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);
-  command->add_option("--qmp", options->qmp,
-                      "where the new monitor listens (default: where the old one did)");
+  command->add_option(
+      "--qmp", options->qmp,
+      "where the new monitor listens (default: where the old one did, or in /run/vmsieve while "
+      "somebody listens there)");
   command
       ->add_option("--threads", options->restore.threads,
                    "threads that decode, and bring memory in (default: by the cores)")

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <sys/stat.h>
+#include <unistd.h>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -21,6 +23,13 @@ int untrack(const std::string& name, const Common& common) {
   auto tracking = Tracking::find(pid);
   if (!tracking) return report(tracking.error(), common);
   const bool tracked = tracking->has_value();
+  struct stat process {};
+  if (!tracked && ::geteuid() != 0 && ::stat(fmt::format("/proc/{}", pid).c_str(), &process) == 0 &&
+      process.st_uid != ::geteuid()) {
+    return report(make_error(ErrorKind::kPermission, "process {} is another user's: {}", pid,
+                             "whether it is tracked only that user and root can see"),
+                  common);
+  }
   if (tracked) {
     if (const auto ended = (*tracking)->end(); !ended) return report(ended.error(), common);
   }

@@ -78,9 +78,13 @@ Result<void> QmpClient::handshake(TimePoint deadline) {
                       "which serves one at a time, or QEMU hangs",
                       path_);
   }
+  if (!greeting && greeting.error().kind() == ErrorKind::kDamaged) {
+    return make_error(ErrorKind::kIncompatible, "{} is no QMP monitor: {}", path_,
+                      greeting.error().message());
+  }
   if (!greeting) return greeting.error();
   if (greeting->kind != QmpMessage::Kind::kGreeting) {
-    return make_error(ErrorKind::kDamaged, "{} did not greet as a QMP monitor does", path_);
+    return make_error(ErrorKind::kIncompatible, "{} did not greet as a QMP monitor does", path_);
   }
   const Json& body = greeting->body;
   const Json version = body.is_object() ? body.value("version", Json::object()) : Json::object();
@@ -89,7 +93,7 @@ Result<void> QmpClient::handshake(TimePoint deadline) {
   const auto minor = json_u64(numbers, "minor");
   const auto micro = json_u64(numbers, "micro");
   if (!major || !minor || !micro) {
-    return make_error(ErrorKind::kDamaged, "the greeting of {} tells no QEMU version", path_);
+    return make_error(ErrorKind::kIncompatible, "the greeting of {} tells no QEMU version", path_);
   }
   version_ = fmt::format("{}.{}.{}", *major, *minor, *micro);
   package_ = json_string(version, "package");

@@ -28,8 +28,8 @@ class QmpClient {
 
   /// Connects, reads the greeting, negotiates capabilities. kNotFound when there is no such path,
   /// kVanished when nobody listens, kBusy when no greeting comes (a QMP socket serves one client at
-  /// a time: another client, libvirt for example, holds it), kDamaged when the peer does not speak
-  /// QMP.
+  /// a time: another client, libvirt for example, holds it), kIncompatible when the peer does not
+  /// speak QMP.
   static Result<std::unique_ptr<QmpClient>> connect(const std::string& path,
                                                     Milliseconds timeout = kDefaultTimeout);
 

@@ -106,8 +106,8 @@ Result<std::string> folder_for_sockets() {
   return folder;
 }
 
-/// Removes what QEMUs left in the folder that have ended: their sockets, and logs of more than a day. QEMU
-/// holds the lock on its log as long as it lives.
+/// Removes what QEMUs left in the folder that have ended: their sockets, and empty logs and those of more
+/// than a day. QEMU holds the lock on its log as long as it lives.
 void sweep(const std::string& folder) {
   constexpr std::time_t kLogSeconds = 86400;
   std::error_code ignored;
@@ -121,9 +121,9 @@ void sweep(const std::string& folder) {
     if (!check_nobody_listens(socket_path)) continue;
     (void)::unlink(socket_path.c_str());
     struct stat info {};
-    if (::fstat(log->get(), &info) == 0 && std::time(nullptr) - info.st_mtime > kLogSeconds) {
-      (void)::unlink(log_path.c_str());
-    }
+    if (::fstat(log->get(), &info) != 0) continue;
+    const bool old = std::time(nullptr) - info.st_mtime > kLogSeconds;
+    if (info.st_size == 0 || old) (void)::unlink(log_path.c_str());
   }
 }
 

@@ -17,10 +17,11 @@ struct Swept {
 };
 
 /// Removes what is left over in the folder of `id`, if its writer is dead. Under the store's lock.
-Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id) {
+Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, Sweep what) {
   VMSIEVE_ASSIGN(const Directory folder, open_directory_at(checkpoints, id));
   auto writing = open_regular_at(folder, kWriting, O_RDONLY);
-  if (writing.ok()) {
+  const bool written = writing.ok();
+  if (written) {
     VMSIEVE_ASSIGN(const FileLock held, FileLock::try_take(std::move(*writing), folder.path_of(kWriting)));
     if (!held.held()) return Swept{};
   } else if (writing.error().kind() != ErrorKind::kNotFound) {
@@ -28,6 +29,7 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id) 
   }
   VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
   if (state == FolderState::kNeither) {
+    if (what == Sweep::kSafe && !written) return Swept{};
     VMSIEVE_TRY(remove_folder(checkpoints, id));
     return Swept{.leftover = true};
   }
@@ -83,7 +85,7 @@ Result<Removal> DirectoryStore::remove(const std::string& id) {
   return Removal{dependents.of(id)};
 }
 
-Result<u64> DirectoryStore::sweep() {
+Result<u64> DirectoryStore::sweep(Sweep what) {
   VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
   u64 leftovers = 0;
   VMSIEVE_ASSIGN(const std::vector<std::string> root_names, list_directory(*root_));
@@ -102,7 +104,7 @@ Result<u64> DirectoryStore::sweep() {
   std::optional<Error> first_error;
   for (const std::string& id : names) {
     if (!is_checkpoint_id(id)) continue;
-    const auto swept = sweep_folder(*checkpoints, id);
+    const auto swept = sweep_folder(*checkpoints, id, what);
     if (!swept.ok()) {
       if (!first_error) first_error = swept.error();
       continue;

@@ -22,7 +22,7 @@ class DirectoryStore : public Store {
   Result<Manifest> manifest(const std::string& id) const override;
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
   Result<Removal> remove(const std::string& id) override;
-  Result<u64> sweep() override;
+  Result<u64> sweep(Sweep what = Sweep::kAll) override;
   Result<void> advise(const std::string& id, std::string_view text) override;
   std::string advice(const std::string& id) const override;
 

@@ -68,6 +68,14 @@ struct Removal {
   std::vector<std::string> needed_by;
 };
 
+/// What is left over.
+enum class Sweep {
+  kAll,
+  /// Not what has neither a manifest nor a sign of its writer: most likely an interrupted removal's, but a
+  /// checkpoint that is being copied to the store by other means looks the same. For who only reads.
+  kSafe,
+};
+
 /// A set of checkpoints: write-once objects with names, docs/format.md.
 class Store {
  public:
@@ -87,7 +95,7 @@ class Store {
   /// Removes what dead writers and interrupted removals left, and what was kept for checkpoints that are gone
   /// now; returns how many leftovers. Gives the room back that removed checkpoints take though nobody needs
   /// it: after a series of removals, sweep once.
-  virtual Result<u64> sweep() = 0;
+  virtual Result<u64> sweep(Sweep what = Sweep::kAll) = 0;
 
   /// Advice on a checkpoint, for later restores: nothing depends on it, it may be missing, or of any content
   /// that somebody put there. Replaces what was there, and goes with the checkpoint. kUsage for more than

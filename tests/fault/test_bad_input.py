@@ -13,7 +13,7 @@ import time
 import pytest
 
 from tests.conftest import BINARY, Failed, is_running
-from tests.lab import Guest, end_process, process_exists
+from tests.lab import Guest, Serial, end_process, process_exists
 
 DAMAGED, INCOMPATIBLE, NOT_FOUND, VANISHED, IO, USAGE, REFUSED, PERMISSION = 6, 7, 3, 9, 5, 2, 8, 4
 BUSY = 10
@@ -175,6 +175,36 @@ def test_wrong_usage(vmsieve):
     with Guest(kernel=None, mem_mib=128, smp=1) as guest:
         for codec in ("zip", "zstd:99", "zstd:", "lz4:3"):
             assert vmsieve.fails("save", guest.qmp_path, "--compress", codec).code == USAGE
+
+
+def test_output_that_does_not_get_through(copy):
+    vmsieve, checkpoint, _ = copy
+    for arguments in (["log"], ["show", checkpoint, "--json"], ["--help"]):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run([str(BINARY), *arguments], env=vmsieve.env, stdout=full, stderr=subprocess.PIPE,
+                                  text=True, check=False)
+        assert done.returncode == IO and "standard output" in done.stderr, (arguments, done)
+
+
+def test_without_standard_descriptors_a_guest_comes_back(copy, tmp_path):
+    vmsieve, checkpoint, _ = copy
+    serial, monitor = tmp_path / "serial", tmp_path / "qmp"
+    done = subprocess.run(["sh", "-c", 'exec "$0" "$@" <&- >&- 2>&-', str(BINARY), "restore", checkpoint,
+                           "--set", f"serial=file:{serial}", "--qmp", str(monitor)], env=vmsieve.env, check=False)
+    pids = qemus_with(serial)
+    try:
+        assert done.returncode == 0 and len(pids) == 1
+        Serial(serial).wait_rounds(2)
+    finally:
+        for pid in pids:
+            end_process(pid)
+
+
+def test_a_human_monitor_is_told_apart(vmsieve, tmp_path):
+    path = tmp_path / "hmp"
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=["-monitor", f"unix:{path},server=on,wait=off"]):
+        failed = vmsieve.fails("save", path)
+        assert failed.code == INCOMPATIBLE and "no QMP monitor" in failed.stderr
 
 
 def test_a_dead_monitor_socket(vmsieve, tmp_path):

@@ -165,11 +165,11 @@ TEST(Qmp, SilentPeerIsHeldByAnother) {
   EXPECT_THAT(client.error().message(), HasSubstr("another"));
 }
 
-TEST(Qmp, PeerThatSpeaksSomethingElseIsDamaged) {
+TEST(Qmp, PeerThatSpeaksSomethingElseIsNoMonitor) {
   for (const char* words :
        {"SSH-2.0-OpenSSH\r\n", "{\"return\": {}}\r\n", "{\"QMP\": {}}\r\n", "{\"QMP\": 3}\r\n"}) {
     FakeMonitor monitor{[=](FakeMonitor& m) { m.say(words); }};
-    EXPECT_EQ(kind_of(QmpClient::connect(monitor.path(), 1s)), ErrorKind::kDamaged) << words;
+    EXPECT_EQ(kind_of(QmpClient::connect(monitor.path(), 1s)), ErrorKind::kIncompatible) << words;
   }
 }
 

@@ -169,7 +169,7 @@ class RemovingStore : public Store {
     return store_.open(id, object);
   }
   Result<Removal> remove(const std::string& id) override { return store_.remove(id); }
-  Result<u64> sweep() override { return store_.sweep(); }
+  Result<u64> sweep(Sweep what) override { return store_.sweep(what); }
 
  private:
   DirectoryStore& store_;
