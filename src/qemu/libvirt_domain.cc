@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/qemu/libvirt_domain.h"
 
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/socket.h>
@@ -24,6 +25,7 @@ using Json = nlohmann::json;
 
 constexpr const char* kProgram = "vmsieve-libvirt";
 constexpr std::size_t kMaxReplyBytes = 16 * kMiB;
+constexpr int kLibvirtMilliseconds = 30000;
 
 struct Pipe {
   UniqueFd reading, writing;
@@ -98,11 +100,15 @@ ErrorKind kind_of(const std::string& name) {
   return ErrorKind::kRefused;
 }
 
-/// The one line that it prints.
-Result<Json> read_reply(int output) {
+/// The one line that it prints. `patience` in milliseconds for each part of it; -1: for ever.
+Result<Json> read_reply(int output, int patience) {
   std::string text;
   char chunk[65536];
   while (text.find('\n') == std::string::npos && text.size() < kMaxReplyBytes) {
+    pollfd polled{output, POLLIN, 0};
+    const int ready = ::poll(&polled, 1, patience);
+    if (ready < 0 && errno == EINTR) continue;
+    if (ready == 0) return Error(ErrorKind::kTimeout, "libvirt does not answer");
     const ssize_t n = ::read(output, chunk, sizeof chunk);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0) break;
@@ -155,7 +161,13 @@ Result<std::unique_ptr<LibvirtDomain>> LibvirtDomain::open(const std::string& na
   VMSIEVE_ASSIGN(Child child, start(with_uri({"serve", domain->qmp_path_, name}, uri)));
   domain->pid_ = child.pid;
   domain->lifeline_ = std::move(child.input);
-  VMSIEVE_ASSIGN(const Json reply, read_reply(child.output.get()));
+  const auto answer = read_reply(child.output.get(), kLibvirtMilliseconds);
+  if (!answer) {
+    // It does not listen to us yet, and may never.
+    (void)::kill(-child.pid, SIGKILL);
+    return answer.error();
+  }
+  const Json& reply = *answer;
   domain->name_ = json_string(reply, "name");
   domain->uuid_ = json_string(reply, "uuid");
   domain->uri_ = json_string(reply, "uri");
@@ -173,7 +185,7 @@ LibvirtDomain::~LibvirtDomain() {
 
 Result<void> restore_libvirt_image(const std::string& path, bool running, const std::string& uri) {
   VMSIEVE_ASSIGN(Child child, start(with_uri({"restore", path, running ? "running" : "paused"}, uri)));
-  const auto reply = read_reply(child.output.get());
+  const auto reply = read_reply(child.output.get(), -1);
   (void)wait_for(child.pid);
   if (!reply) return reply.error();
   return {};

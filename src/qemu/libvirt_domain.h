@@ -18,7 +18,8 @@ class LibvirtDomain {
  public:
   /// Starts vmsieve-libvirt for the domain of this name or UUID. `uri` may be empty: then libvirt chooses as
   /// it does for virsh ($LIBVIRT_DEFAULT_URI, its configuration). kNotFound when there is no such domain or
-  /// it does not run, kUnsupported when vmsieve-libvirt is not installed; libvirt's own words in any case.
+  /// it does not run, kUnsupported when vmsieve-libvirt is not installed, kTimeout when libvirt does not
+  /// answer within half a minute; libvirt's own words in any case.
   static Result<std::unique_ptr<LibvirtDomain>> open(const std::string& name, const std::string& uri);
   ~LibvirtDomain();
   LibvirtDomain(const LibvirtDomain&) = delete;
