@@ -96,7 +96,7 @@ if wanted tidy; then
   cmake --preset tidy >/dev/null
   tidy=(clang-tidy-14 -p build/tidy --quiet)
   ((long)) || tidy+=(--checks='-clang-analyzer-*')
-  find build/tidy -name 'unity_*.cxx' | xargs -P "$jobs" -n 1 "${tidy[@]}" 2>/dev/null
+  find build/tidy/unity -name '*.cc' | xargs -P "$jobs" -n 1 "${tidy[@]}" 2>/dev/null
 fi
 
 if wanted install; then
