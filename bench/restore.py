@@ -85,9 +85,9 @@ class Bench:
             time.sleep(0.001)
         raise TimeoutError("the guest does not answer")
 
-    def restore(self, checkpoint, *ways):
+    def restore(self, checkpoint, way):
         started = time.monotonic()
-        process = subprocess.Popen([VMSIEVE, "restore", checkpoint, *ways, "--wait", "--json"],
+        process = subprocess.Popen([VMSIEVE, "restore", checkpoint, way, "--wait", "--json"],
                                    stdout=subprocess.PIPE, text=True, env=self.environment)
         answered = self.answer_ms(started)
         report = json.loads(process.communicate(timeout=PATIENCE)[0])
@@ -166,19 +166,16 @@ def measure(options):
         saved = {compression: bench.save(compression) for compression in ("none", "zstd")}
         guest.kill()
 
-        times = {name: [] for name in ("empty", "lazy none", "lazy zstd", "lazy none, touches known",
-                                       "lazy zstd, touches known", "eager none", "eager zstd", *ways)}
+        times = {name: [] for name in ("empty", "lazy none", "lazy zstd", "eager none", "eager zstd", *ways)}
         fills = {"none": [], "zstd": []}
         faults = []
         for _ in range(options.rounds):
             times["empty"].append(bench.empty_start_ms())
             for compression, checkpoint in saved.items():
-                for way, name in (("lazy", ""), ("lazy", ", touches known"), ("eager", "")):
-                    # The first lazy one of each round begins without the order that the last one left, and leaves one.
-                    record = ["--record"] if (way, name) == ("lazy", "") else []
-                    answered, report = bench.restore(checkpoint["checkpoint"], f"--{way}", *record)
-                    times[f"{way} {compression}{name}"].append(answered)
-                    if record:
+                for way in ("lazy", "eager"):
+                    answered, report = bench.restore(checkpoint["checkpoint"], f"--{way}")
+                    times[f"{way} {compression}"].append(answered)
+                    if way == "lazy":
                         fill = report["fill"]
                         fills[compression].append(fill["bytes"] / fill["ms"] / 1e6)
                         faults.append(fill)

@@ -39,7 +39,7 @@ _vmsieve() {
     inspect) options+=" --pages --pause --svg --png --largest --threads" ;;
     save) options+=" --store --live --paused --incremental --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     watch) options+=" --store --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
-    restore) options+=" --store --lazy --eager --wait --record --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
+    restore) options+=" --store --lazy --eager --wait --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     export) options+=" --store --format --output --xml --threads" ;;
     import) options+=" --store --stopped --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     log | verify | rm) options+=" --store" ;;

@@ -42,10 +42,7 @@ Json restored_json(const std::string& id, const RestoreReport& restored) {
             {"log", restored.log_path},
             {"qemu", restored.qemu_version},
             {"machine", restored.machine_type}};
-  if (restored.lazy) {
-    json["filled_by"] = ::getpid();
-    json["known_touches"] = restored.known_touches;
-  }
+  if (restored.lazy) json["filled_by"] = ::getpid();
   if (!restored.eager_reason.empty()) json["eager_reason"] = restored.eager_reason;
   return json;
 }
@@ -64,7 +61,8 @@ void print_text(const std::string& id, const RestoreReport& restored) {
 }
 
 /// Until the guest's memory is complete, and with --foreground until QEMU ends.
-int restore_to_the_end(Store& store, const std::string& id, const Options& options, const Common& common) {
+int restore_to_the_end(const Store& store, const std::string& id, const Options& options,
+                       const Common& common) {
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
@@ -77,7 +75,6 @@ int restore_to_the_end(Store& store, const std::string& id, const Options& optio
     const auto filled = restored->server->wait(progress_bar(common));
     end_progress(common);
     if (!filled) return report(filled.error(), common);
-    remember_touches(store, id, *restored);
     const FillFigures figures = restored->server->figures();
     json["fill"] = fill_json(figures);
     if (!common.json)
@@ -94,7 +91,7 @@ int restore_to_the_end(Store& store, const std::string& id, const Options& optio
 }
 
 /// `ready` is called when the guest is back; its memory may still be to come.
-int restore_and_serve(Store& store, const std::string& id, const Options& options, const Common& common,
+int restore_and_serve(const Store& store, const std::string& id, const Options& options, const Common& common,
                       const std::function<void(int)>& ready) {
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
@@ -109,7 +106,6 @@ int restore_and_serve(Store& store, const std::string& id, const Options& option
   ready(kExitOk);
   if (restored->server == nullptr) return kExitOk;
   const auto filled = restored->server->wait();
-  if (filled) remember_touches(store, id, *restored);
   return filled ? kExitOk : exit_code(filled.error().kind());
 }
 
@@ -209,8 +205,6 @@ void add_restore(CLI::App& app, int& status) {
       "--lazy", options->lazy, "run the guest before its memory is there, or fail (default: where possible)");
   command->add_flag("--eager", options->eager, "check and fill all memory before the guest runs")
       ->excludes(lazy);
-  command->add_flag("--record", options->restore.record,
-                    "note anew in which order the guest touches its memory; later restores begin with that");
   command->add_flag("--wait", options->wait, "wait until all memory is there");
   command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
   command

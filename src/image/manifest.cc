@@ -353,7 +353,7 @@ bool is_object_name(std::string_view name) {
   constexpr std::string_view kCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-";
   return !name.empty() && name.size() <= 32 && kLetters.find(name[0]) != std::string_view::npos &&
          name.find_first_not_of(kCharacters) == std::string_view::npos && name != "manifest" &&
-         name != "retired" && name != "writing" && name != "touched";
+         name != "retired" && name != "writing";
 }
 
 Result<std::string> new_checkpoint_id() {

@@ -28,10 +28,8 @@ struct LazyStart {
 
 /// To be called before QEMU gets its first byte. `index` is the reader's, or one with other fills for omitted
 /// pages. kUnsupported, kPermission and kBusy when it cannot be had, and nothing is changed then: the words
-/// say why. `threads` and `first` as for
-/// PageServer::start(). All other errors are failures of QEMU or of the host.
+/// say why. All other errors are failures of QEMU or of the host.
 Result<LazyStart> start_lazy(std::shared_ptr<const CheckpointReader> reader, const MemoryIndex& index,
-                             QmpClient& qmp, const PageServer::Target& target, unsigned threads,
-                             std::span<const u64> first);
+                             QmpClient& qmp, const PageServer::Target& target, unsigned threads);
 
 }  // namespace vmsieve

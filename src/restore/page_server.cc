@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstring>
 #include <system_error>
-#include <unordered_map>
 
 #include <fcntl.h>
 #include <signal.h>
@@ -25,28 +24,6 @@ constexpr u64 kFirstBytes = 64 * kKiB;  // around a page that is waited for, bef
 constexpr u64 kZeroBytes = 2 * kMiB;    // at once, where zeros are waited for
 constexpr int kFillNice = 5;            // the guest's own threads go first
 
-/// All jobs of the plan, those with these frames at the front.
-std::vector<std::size_t> order_of(const MissingPlan& plan, std::span<const u64> first) {
-  std::unordered_map<u64, std::size_t> job_of;
-  if (!first.empty()) {
-    for (std::size_t job = 0; job < plan.jobs().size(); ++job) {
-      for (const MissingPiece& piece : plan.jobs()[job].pieces)
-        if (piece.frame) job_of.emplace(*piece.frame, job);
-    }
-  }
-  std::vector<std::size_t> order;
-  std::vector<bool> is_there(plan.jobs().size());
-  const auto add = [&](std::size_t job) {
-    if (!is_there[job]) order.push_back(job);
-    is_there[job] = true;
-  };
-  for (const u64 frame : first) {
-    if (const auto found = job_of.find(frame); found != job_of.end()) add(found->second);
-  }
-  for (std::size_t job = 0; job < plan.jobs().size(); ++job) add(job);
-  return order;
-}
-
 }  // namespace
 
 struct PageServer::Scratch {
@@ -57,21 +34,19 @@ struct PageServer::Scratch {
 };
 
 PageServer::PageServer(std::shared_ptr<const CheckpointReader> reader, MissingPlan plan, Target target,
-                       MissingPages missing, int theirs, std::span<const u64> first)
+                       MissingPages missing, int theirs)
     : reader_(std::move(reader)),
       plan_(std::move(plan)),
       target_(std::move(target)),
       missing_(std::move(missing)),
       theirs_(theirs),
-      is_touched_(plan_.jobs().size()),
-      order_(order_of(plan_, first)),
       states_(plan_.jobs().size(), JobState::kOpen),
       jobs_left_(plan_.jobs().size()),
       all_placed_(plan_.jobs().empty()) {}
 
 Result<std::unique_ptr<PageServer>> PageServer::start(std::shared_ptr<const CheckpointReader> reader,
                                                       MissingPlan plan, const Target& target,
-                                                      unsigned threads, std::span<const u64> first) {
+                                                      unsigned threads) {
   VMSIEVE_CHECK(threads > 0);
   VMSIEVE_ASSIGN(SharedUserfaultfd shared, share_userfaultfd(target.qemu));
   const auto undo = [&](const Error& error) {
@@ -87,7 +62,7 @@ Result<std::unique_ptr<PageServer>> PageServer::start(std::shared_ptr<const Chec
     }
   }
   std::unique_ptr<PageServer> server{
-      new PageServer{std::move(reader), std::move(plan), target, std::move(*missing), shared.theirs, first}};
+      new PageServer{std::move(reader), std::move(plan), target, std::move(*missing), shared.theirs}};
   if (auto prepared = server->prepare(threads); !prepared.ok()) {
     server->complete_ = true;  // nothing has been promised yet
     if (server->guard_) server->guard_->dismiss();
@@ -163,8 +138,6 @@ Result<void> PageServer::serve_fault(u64 address) {
   const auto place = plan_.find(address);
   if (!place) return {};  // none of ours: the kernel tells of registered memory only
   if (place->job) {
-    if (!is_touched_[*place->job]) touched_.push_back(*place->job);
-    is_touched_[*place->job] = true;
     const std::lock_guard lock(mutex_);
     switch (states_[*place->job]) {
       case JobState::kOpen:
@@ -214,9 +187,9 @@ bool PageServer::take(std::size_t job) {
 
 std::optional<std::size_t> PageServer::next_open() {
   for (;;) {
-    const std::size_t next = next_job_.fetch_add(1);
-    if (next >= order_.size()) return std::nullopt;
-    if (take(order_[next])) return order_[next];
+    const std::size_t job = next_job_.fetch_add(1);
+    if (job >= states_.size()) return std::nullopt;
+    if (take(job)) return job;
   }
 }
 
@@ -398,20 +371,6 @@ std::optional<Error> PageServer::error() const {
 FillFigures PageServer::figures() const {
   const std::lock_guard lock(mutex_);
   return figures_;
-}
-
-std::vector<u64> PageServer::touched_frames() const {
-  {
-    const std::lock_guard lock(mutex_);
-    VMSIEVE_CHECK(complete_);  // the fault thread has left them
-  }
-  std::vector<u64> frames;
-  for (const std::size_t job : touched_) {
-    for (const MissingPiece& piece : plan_.jobs()[job].pieces) {
-      if (piece.frame && (frames.empty() || frames.back() != *piece.frame)) frames.push_back(*piece.frame);
-    }
-  }
-  return frames;
 }
 
 }  // namespace vmsieve

@@ -52,12 +52,9 @@ class PageServer {
 
   /// Takes QEMU's memory over: from the return on, whoever touches a page of the plan gets it. QEMU waits for
   /// its migration stream, and has touched nothing of that memory. On an error nothing is changed,
-  /// kUnsupported and kPermission among them. `threads` fill; one more serves faults only. What is in
-  /// `first`, frames of the index (others are passed over), is brought in before all else that nobody waits
-  /// for.
+  /// kUnsupported and kPermission among them. `threads` fill; one more serves faults only.
   static Result<std::unique_ptr<PageServer>> start(std::shared_ptr<const CheckpointReader> reader,
-                                                   MissingPlan plan, const Target& target, unsigned threads,
-                                                   std::span<const u64> first = {});
+                                                   MissingPlan plan, const Target& target, unsigned threads);
   /// Unless all is there, ends QEMU.
   ~PageServer();
   PageServer(const PageServer&) = delete;
@@ -70,8 +67,6 @@ class PageServer {
   std::optional<Error> error() const;
   /// After wait().
   FillFigures figures() const;
-  /// The frames that somebody waited for, in the order of that. After wait().
-  std::vector<u64> touched_frames() const;
 
  private:
   enum class JobState : u8 { kOpen, kTaken, kDone };
@@ -88,7 +83,7 @@ class PageServer {
   };
 
   PageServer(std::shared_ptr<const CheckpointReader> reader, MissingPlan plan, Target target,
-             MissingPages missing, int theirs, std::span<const u64> first);
+             MissingPages missing, int theirs);
   Result<void> prepare(unsigned threads);
 
   void serve_faults();
@@ -118,12 +113,9 @@ class PageServer {
   UniqueFd log_;
   std::unique_ptr<MissingGuard> guard_;  // the fault thread's while it runs
   std::optional<Result<VmLock>> lock_;   // and this: a save must not see memory with holes
-  std::vector<std::size_t> touched_;     // and this: jobs
-  std::vector<bool> is_touched_;         // and this: by job
   const Stopwatch watch_;
 
   std::vector<std::byte> zeros_;
-  const std::vector<std::size_t> order_;  ///< of the jobs
   std::atomic<std::size_t> next_job_ = 0;
   std::atomic<bool> stopping_ = false;
 

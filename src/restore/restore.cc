@@ -10,7 +10,6 @@
 #include "vmsieve/restore/clone_memory.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
-#include "vmsieve/restore/first_touches.h"
 #include "vmsieve/restore/launch.h"
 #include "vmsieve/restore/lazy_start.h"
 #include "vmsieve/restore/preflight.h"
@@ -74,7 +73,6 @@ struct Work {
   std::optional<MemoryIndex> changed;
   std::vector<std::byte> device_state;
   unsigned threads = 1;
-  std::vector<u64> first;  ///< frames that a guest touched first when it was brought back before
   bool old_bytes_show = false;
   std::vector<bool> brought_elsewhere;
   std::unique_ptr<FrameFeed> feed;
@@ -88,8 +86,7 @@ struct Work {
 
 /// Lets the server have the new QEMU's main memory. None where that cannot be had; `reason` says why.
 Result<void> try_lazy(Work& work, RunningQemu& qemu, RestoreMode mode, std::string& reason) {
-  auto lazy = start_lazy(work.reader, work.index(), qemu.qmp(), {qemu.pid(), qemu.log_path()}, work.threads,
-                         work.first);
+  auto lazy = start_lazy(work.reader, work.index(), qemu.qmp(), {qemu.pid(), qemu.log_path()}, work.threads);
   if (lazy.ok()) {
     work.server = std::move(lazy->server);
     work.brought_elsewhere = std::move(lazy->brought);
@@ -161,7 +158,6 @@ Result<Work> open_checkpoint(const Store& store, const std::string& id, const Re
   VMSIEVE_ASSIGN(work.reader, CheckpointReader::open(store, id));
   VMSIEVE_ASSIGN(work.device_state, work.reader->device_state());
   work.threads = thread_count(options.threads);
-  if (!options.record) work.first = decode_touches(store.advice(id), work.reader->index().frames.size());
   if (options.omitted_fill) work.changed = with_omitted_fill(work.reader->index(), *options.omitted_fill);
   return work;
 }
@@ -256,14 +252,8 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
 
   qemu->detach();
   report.lazy = work.server != nullptr;
-  report.known_touches = report.lazy ? work.first.size() : 0;
   report.ready_ms = watch.ms();
   return Restored{std::move(report), std::move(work.server)};
-}
-
-bool remember_touches(Store& store, const std::string& id, const Restored& restored) {
-  if (restored.server == nullptr || restored.report.known_touches > 0) return false;
-  return store.advise(id, encode_touches(restored.server->touched_frames())).ok();
 }
 
 Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,

@@ -43,9 +43,6 @@ struct RestoreOptions {
   AfterRestore after = AfterRestore::kAsSaved;
   /// For tests: pages that were left out as free read as this byte. A guest must not be able to tell.
   std::optional<u8> omitted_fill = std::nullopt;
-  /// Of a lazy restore: not by the order in which the guest touched its memory when it was brought back
-  /// before; see remember_touches().
-  bool record = false;
   unsigned threads = 0;  ///< that decode, and bring memory in; 0: as many as there are cores, at most 4
   std::chrono::milliseconds start_timeout{120000};
 };
@@ -63,7 +60,6 @@ struct RestoreReport {
   bool running = false;      ///< now
   bool lazy = false;         ///< memory is still to come
   std::string eager_reason;  ///< why not; empty when it was asked for
-  u64 known_touches = 0;     ///< frames that came first, since a guest had touched them before
   SentPages sent;
   u64 stream_bytes = 0;
   double start_ms = 0;  ///< until the new QEMU answered
@@ -88,10 +84,6 @@ struct Restored {
 /// its exit status with wait_for_exit() (launch.h).
 Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
                          const ProgressFunction& progress = {});
-
-/// After PageServer::wait(): what the guest touched first is kept with the checkpoint, for later restores to
-/// bring in first. Not when this restore itself knew such an order. Whether it was kept.
-bool remember_touches(Store& store, const std::string& id, const Restored& restored);
 
 /// Brings back `count` guests of one checkpoint, all or none, whose memory is shared as long as it is not
 /// written to (CloneMemory). "{n}" in `set`, `extra_arguments` and `qmp_path` stands for the clone's number,

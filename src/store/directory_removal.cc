@@ -39,8 +39,7 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, 
   }
   VMSIEVE_ASSIGN(const bool lock_left, unlink_at(folder, kWriting));
   VMSIEVE_ASSIGN(const bool manifest_left, unlink_at(folder, kManifestTemporary));
-  VMSIEVE_ASSIGN(const bool advice_left, unlink_at(folder, kTouchedTemporary));
-  return Swept{.leftover = lock_left || manifest_left || advice_left};
+  return Swept{.leftover = lock_left || manifest_left};
 }
 
 /// Removes the retired checkpoints that nobody needs, and takes from the others what nobody needs. Returns

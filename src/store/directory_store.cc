@@ -250,21 +250,4 @@ Result<std::unique_ptr<ObjectReader>> DirectoryStore::open(const std::string& id
   return DirectoryObjectReader::open(folder, std::string{object});
 }
 
-Result<void> DirectoryStore::advise(const std::string& id, std::string_view text) {
-  if (text.size() > kMaxAdviceBytes) return Error(ErrorKind::kUsage, "that is too long for advice");
-  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
-  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
-  VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
-  if (state != FolderState::kCheckpoint)
-    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}", id);
-  return publish_file_at(folder, kTouchedTemporary, kTouched, text);
-}
-
-std::string DirectoryStore::advice(const std::string& id) const {
-  const auto folder = open_checkpoint_folder(*root_, id);
-  if (!folder) return "";
-  auto text = read_small_file_at(*folder, kTouched, kMaxAdviceBytes);
-  return text.ok() ? std::move(*text) : "";
-}
-
 }  // namespace vmsieve

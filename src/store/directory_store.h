@@ -23,8 +23,6 @@ class DirectoryStore : public Store {
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
   Result<Removal> remove(const std::string& id) override;
   Result<u64> sweep(Sweep what = Sweep::kAll) override;
-  Result<void> advise(const std::string& id, std::string_view text) override;
-  std::string advice(const std::string& id) const override;
 
   /// begin() with an id of the caller's choice: kBusy when it is taken.
   Result<std::unique_ptr<CheckpointWriter>> begin_as(const std::string& id);
@@ -49,8 +47,6 @@ inline constexpr const char* kRetired = "retired";
 inline constexpr const char* kPunched = "retired.punched";
 inline constexpr const char* kPunchedTemporary = "retired.punched.new";
 inline constexpr const char* kWriting = "writing";
-inline constexpr const char* kTouched = "touched";
-inline constexpr const char* kTouchedTemporary = "touched.new";
 inline constexpr const char* kMemory = "memory";
 
 /// The store-wide lock: held for moments, so a long wait means that somebody is stuck (kBusy).

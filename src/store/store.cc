@@ -69,10 +69,4 @@ Result<std::unique_ptr<Store>> open_directory_store(const std::string& path, boo
   return std::unique_ptr<Store>{std::move(store)};
 }
 
-Result<void> Store::advise(const std::string&, std::string_view) {
-  return Error(ErrorKind::kUnsupported, "this store keeps no advice");
-}
-
-std::string Store::advice(const std::string&) const { return ""; }
-
 }  // namespace vmsieve

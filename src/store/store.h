@@ -9,7 +9,6 @@
 
 #include "vmsieve/base/fd.h"
 #include "vmsieve/base/result.h"
-#include "vmsieve/base/units.h"
 #include "vmsieve/image/manifest.h"
 
 namespace vmsieve {
@@ -96,14 +95,6 @@ class Store {
   /// now; returns how many leftovers. Gives the room back that removed checkpoints take though nobody needs
   /// it: after a series of removals, sweep once.
   virtual Result<u64> sweep(Sweep what = Sweep::kAll) = 0;
-
-  /// Advice on a checkpoint, for later restores: nothing depends on it, it may be missing, or of any content
-  /// that somebody put there. Replaces what was there, and goes with the checkpoint. kUsage for more than
-  /// kMaxAdviceBytes.
-  virtual Result<void> advise(const std::string& id, std::string_view text);
-  /// Empty when there is none that can be read.
-  virtual std::string advice(const std::string& id) const;
-  static constexpr u64 kMaxAdviceBytes = 4 * kMiB;
 
   /// Resolves an id, a unique prefix of at least 4 digits, or `VMNAME@latest`.
   Result<std::string> resolve(std::string_view checkpoint) const;

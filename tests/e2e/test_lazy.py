@@ -101,23 +101,6 @@ def test_a_save_waits_until_the_memory_is_there(slow, tmp_path, saved):
     Serial(serial).wait_rounds(2)
 
 
-def test_what_was_touched_first_comes_first_the_next_time(vmsieve, tmp_path, saved):
-    advice = vmsieve.store / "checkpoints" / saved / "touched"
-    touches = {}
-    # Noted by the first, used by the second, noted anew by the third; what somebody spoilt is of no effect.
-    for turn, (known, options) in enumerate([(False, []), (True, []), (False, ["--record"]), (False, [])]):
-        if turn == 3:
-            advice.write_text('{"version": 1, "frames": [99999999999, -1, {}]}')
-        report = vmsieve.restore(saved, tmp_path / f"serial{turn}", "--lazy", "--wait", "--omitted-fill", "0x5a", *options)
-        assert (report["known_touches"] > 0) == known
-        Serial(tmp_path / f"serial{turn}").wait_rounds(1 if turn else 3)
-        touches[turn] = json.loads(advice.read_text())["frames"]
-        assert touches[turn]
-        vmsieve.kill_restored()
-    assert touches[0] == touches[1]
-    assert "is whole" in vmsieve.run("verify", saved)
-
-
 def test_a_chain(vmsieve, tmp_path):
     with Guest(mem_mib=768, smp=2, selfcheck=BUSY, folder=tmp_path / "guest") as guest:
         guest.wait_ready()

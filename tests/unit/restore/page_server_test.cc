@@ -19,7 +19,6 @@
 #include <gtest/gtest.h>
 
 #include "vmsieve/image/frame_codec.h"
-#include "vmsieve/restore/first_touches.h"
 #include "vmsieve/store/directory_store.h"
 #include "vmsieve/store/memory_writer.h"
 
@@ -218,11 +217,11 @@ class PageServerTest : public testing::TestWithParam<bool> {
     ASSERT_TRUE(file.good());
   }
 
-  Result<std::unique_ptr<PageServer>> start(unsigned threads = 2, std::span<const u64> first = {}) {
+  Result<std::unique_ptr<PageServer>> start(unsigned threads = 2) {
     VMSIEVE_ASSIGN(auto opened, CheckpointReader::open(*store_, kId));
     std::shared_ptr<const CheckpointReader> reader = std::move(opened);
     MissingPlan plan(reader->index(), {true}, reader_.layout());
-    return PageServer::start(std::move(reader), std::move(plan), {reader_.pid(), log_path()}, threads, first);
+    return PageServer::start(std::move(reader), std::move(plan), {reader_.pid(), log_path()}, threads);
   }
 
   Reader reader_;
@@ -260,37 +259,6 @@ TEST_P(PageServerTest, PagesThatNobodyTouchesComeToo) {
   reader_.board().go = true;
   EXPECT_TRUE(reader_.is_done());
   EXPECT_EQ(reader_.board().wrong, 0U);
-}
-
-TEST_P(PageServerTest, WhatIsTouchedIsNotedAndBroughtInFirstTheNextTime) {
-  std::vector<u64> touched;
-  {
-    auto server = start(1);
-    ASSERT_TRUE(server) << server.error().message();
-    reader_.board().go = true;
-    ASSERT_TRUE((*server)->wait());
-    touched = (*server)->touched_frames();
-    EXPECT_TRUE(reader_.is_done());
-  }
-  // Fills and zeros have no frame. Of each frame it is told once.
-  const auto opened = CheckpointReader::open(*store_, kId);
-  ASSERT_TRUE(opened);
-  const u64 frames = (*opened)->index().frames.size();
-  EXPECT_LE(touched.size(), frames);
-  EXPECT_EQ(decode_touches(encode_touches(touched), frames), touched);
-
-  // With whatever is said to come first, all comes, once.
-  const std::vector<u64> first = {frames - 1, 3, frames - 1, frames + 7, 0};
-  Reader other(GetParam());
-  std::shared_ptr<const CheckpointReader> reader = *CheckpointReader::open(*store_, kId);
-  auto server = PageServer::start(reader, MissingPlan(reader->index(), {true}, other.layout()),
-                                  {other.pid(), log_path()}, 1, first);
-  ASSERT_TRUE(server) << server.error().message();
-  ASSERT_TRUE((*server)->wait());
-  EXPECT_EQ((*server)->figures().pages, kPages / 4 * 3);
-  other.board().go = true;
-  EXPECT_TRUE(other.is_done());
-  EXPECT_EQ(other.board().wrong, 0U);
 }
 
 TEST_P(PageServerTest, ADamagedFrameEndsTheProcess) {

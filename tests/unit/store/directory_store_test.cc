@@ -178,8 +178,7 @@ TEST_F(StoreTest, AnObjectIsMadeOnce) {
 
 TEST_F(StoreTest, ObjectsHaveNoPathsForNames) {
   auto writer = store_->begin_as(kId);
-  for (const char* name :
-       {"", "..", "../x", "a/b", "manifest", "retired", "writing", "touched", "manifest.new"}) {
+  for (const char* name : {"", "..", "../x", "a/b", "manifest", "retired", "writing", "manifest.new"}) {
     EXPECT_EQ((*writer)->create(name).error().kind(), ErrorKind::kUsage) << name;
   }
   commit(kOther);
@@ -446,34 +445,6 @@ TEST_F(StoreTest, BeginFailsWhenTheStoreIsNoStoreAnyMore) {
   ASSERT_FALSE(writer.ok());
   EXPECT_THAT(writer.error().message(), HasSubstr("no store any more"));
   EXPECT_FALSE(fs::exists(root_ / "checkpoints"));
-}
-
-TEST_F(StoreTest, AdviceIsKeptBesideACheckpointAndGoesWithIt) {
-  commit();
-  EXPECT_EQ(store_->advice(kId), "");
-  ASSERT_TRUE(store_->advise(kId, "old"));
-  ASSERT_TRUE(store_->advise(kId, "new"));
-  EXPECT_EQ(store_->advice(kId), "new");
-  EXPECT_EQ(fault_of(*store_, kId), "");
-  EXPECT_EQ(store_->sweep().value(), 0U);
-  EXPECT_EQ(store_->advice(kId), "new");
-  // What a crash left of another one.
-  write_file(folder() / "touched.new", "hal");
-  EXPECT_EQ(store_->sweep().value(), 1U);
-  EXPECT_FALSE(fs::exists(folder() / "touched.new"));
-  ASSERT_TRUE(store_->remove(kId));
-  EXPECT_EQ(store_->advice(kId), "");
-  EXPECT_EQ(store_->advise(kId, "late").error().kind(), ErrorKind::kNotFound);
-  EXPECT_FALSE(fs::exists(folder()));
-}
-
-TEST_F(StoreTest, AdviceThatIsTooLongIsNone) {
-  commit();
-  EXPECT_EQ(store_->advise(kId, std::string(Store::kMaxAdviceBytes + 1, 'x')).error().kind(),
-            ErrorKind::kUsage);
-  write_file(folder() / "touched", std::string(Store::kMaxAdviceBytes + 1, 'x'));
-  EXPECT_EQ(store_->advice(kId), "");
-  EXPECT_EQ(fault_of(*store_, kId), "");
 }
 
 }  // namespace
