@@ -25,7 +25,8 @@ ElfMachine machine_of(const Manifest& manifest) {
   return arm64 ? ElfMachine::kArm64 : ElfMachine::kX86;
 }
 
-Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, unsigned threads,
+/// `zeros_too`: for a QEMU of which it is not known that its memory is new.
+Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, bool zeros_too, unsigned threads,
                          const ProgressFunction& progress) {
   const Manifest& manifest = reader.manifest();
   VMSIEVE_ASSIGN(const std::vector<std::byte> device_state, reader.device_state());
@@ -37,7 +38,7 @@ Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, unsig
                                manifest.machine_type, stream_layout(reader.index()).blocks,
                                {footers, footers});
   VMSIEVE_TRY(writer.begin());
-  VMSIEVE_TRY(send_memory(manifest.blocks, reader.index(), feed, writer, false, {}, progress));
+  VMSIEVE_TRY(send_memory(manifest.blocks, reader.index(), feed, writer, zeros_too, {}, progress));
   VMSIEVE_TRY(writer.finish(device_state));
   return file.appended_bytes();
 }
@@ -198,9 +199,9 @@ Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const Exp
       case ExportFormat::kLibvirt: {
         const std::string& xml = domain_xml(reader, options);
         VMSIEVE_TRY(file->append(LibvirtImageHead::encode(xml, reader.manifest().was_running)));
-        return write_stream(reader, *file, threads, progress);
+        return write_stream(reader, *file, true, threads, progress);
       }
-      case ExportFormat::kQemu: return write_stream(reader, *file, threads, progress);
+      case ExportFormat::kQemu: return write_stream(reader, *file, false, threads, progress);
       case ExportFormat::kQemuMappedRam: return write_mapped_ram(reader, *file, threads, progress);
       case ExportFormat::kRaw: return write_raw(reader, *file, threads, progress);
       case ExportFormat::kElf: return write_elf(reader, *file, threads, progress);
