@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -172,7 +173,9 @@ class Session {
     if (failed != 0) {
       const virErrorPtr error = virGetLastError();
       const std::string words = error != nullptr && error->message != nullptr ? error->message : "unknown";
-      // Its QEMU has gone, or libvirt has: as if QEMU had closed its monitor.
+      // libvirt has gone: whoever comes for the guest needs a new connection. Our parent makes one.
+      if (virConnectIsAlive(virDomainGetConnect(domain_)) != 1) std::_Exit(1);
+      // Its QEMU has gone: as if it had closed its monitor.
       if (virDomainIsActive(domain_) != 1) return false;
       return send_error(id, words);
     }
@@ -280,7 +283,22 @@ int serve(const std::string& path, const std::string& name, const char* uri, std
   std::_Exit(0);  // threads may still be about to end
 }
 
-/// Serves in a child. When that is killed while it has the guest stopped, the guest runs on.
+/// Lets the guest run on, as soon as libvirt can be reached; not one that does not run any more.
+void let_run(const std::string& name, const char* uri) {
+  constexpr int kTries = 600;
+  for (int i = 0; i < kTries; ++i, std::this_thread::sleep_for(std::chrono::seconds(1))) {
+    const Connection connection = connect(uri);
+    if (!connection) continue;
+    const Domain domain = find_domain(connection.get(), name);
+    if (!domain || virDomainIsActive(domain.get()) == 0) return;
+    char* answer = nullptr;
+    const int failed = virDomainQemuMonitorCommand(domain.get(), R"({"execute":"cont"})", &answer, 0);
+    const Text text{answer};
+    if (failed == 0) return;
+  }
+}
+
+/// Serves in a child. However that ends, a guest that was stopped through it runs on.
 int serve_watched(const std::string& path, const std::string& name, const char* uri) {
   void* shared =
       ::mmap(nullptr, sizeof(std::atomic<bool>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -294,23 +312,15 @@ int serve_watched(const std::string& path, const std::string& name, const char* 
     print_line({{"error", "cannot fork"}, {"kind", "io"}});
     return 1;
   }
-  if (child == 0) {
-    return serve(path, name, uri, *stopped);
-  }
+  if (child == 0) return serve(path, name, uri, *stopped);
   (void)std::fclose(stdout);
   int status = 0;
   while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
   }
-  if (!WIFSIGNALED(status)) return WEXITSTATUS(status);
   (void)::unlink(path.c_str());
-  if (*stopped) {
-    const Connection connection = connect(uri);
-    const Domain domain = connection ? find_domain(connection.get(), name) : nullptr;
-    char* answer = nullptr;
-    if (domain) virDomainQemuMonitorCommand(domain.get(), R"({"execute":"cont"})", &answer, 0);
-    const Text text{answer};
-  }
-  return 1;
+  // Also when it was told to go while libvirt was still about to stop the guest.
+  if (*stopped) let_run(name, uri);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
 int restore(const std::string& file, bool running, const char* uri) {

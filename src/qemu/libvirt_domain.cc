@@ -26,6 +26,7 @@ using Json = nlohmann::json;
 constexpr const char* kProgram = "vmsieve-libvirt";
 constexpr std::size_t kMaxReplyBytes = 16 * kMiB;
 constexpr int kLibvirtMilliseconds = 30000;
+constexpr int kEndMilliseconds = 2000;
 
 struct Pipe {
   UniqueFd reading, writing;
@@ -180,7 +181,9 @@ LibvirtDomain::~LibvirtDomain() {
   // It ends at once when it is told so, else it waits for a guard.
   (void)::send(lifeline_.get(), "\n", 1, MSG_NOSIGNAL);
   lifeline_.reset();
-  (void)wait_for(pid_);
+  // Where libvirt does not answer, it stays to let the guest run on when it does.
+  for (int waited = 0; waited < kEndMilliseconds && ::waitpid(pid_, nullptr, WNOHANG) == 0; ++waited)
+    ::usleep(1000);
 }
 
 Result<void> restore_libvirt_image(const std::string& path, bool running, const std::string& uri) {

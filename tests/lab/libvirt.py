@@ -40,31 +40,48 @@ class Libvirt:
             # domain, which takes a minute.
             (self.folder / "no-kvm").touch(mode=0o000)
             mounts.append(f"mount --bind {self.folder}/no-kvm /dev/kvm")
-        script = f"{' && '.join(mounts)} && cp {self.folder}/*.conf /etc/libvirt/ && exec libvirtd"
+        mounts.append(f"cp {self.folder}/*.conf /etc/libvirt/")
         (self.folder / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
         (self.folder / "libvirtd.conf").write_text('auth_unix_rw = "none"\n', encoding="ascii")
         self.log = open(self.folder / "log", "wb")
-        self.daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], preexec_fn=die_with_parent,
-                                       stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
-        self.inside = ["nsenter", "--mount", f"--target={self.daemon.pid}", "--"]
+        # Who keeps the namespace, whatever becomes of the daemon.
+        self.keeper = self._start(["unshare", "--mount", "sh", "-c", f"{' && '.join(mounts)} && exec sleep infinity"])
+        self.inside = ["nsenter", "--mount", f"--target={self.keeper.pid}", "--"]
+        self.daemon = None
         try:
-            wait_until(self._answers, 30, "an answer of libvirtd")
+            wait_until(self._is_made, 10, "the namespace")
+            self.start_daemon()
         except TimeoutError as error:
             text = (self.folder / "log").read_text(errors="replace")
             self.__exit__()
             raise Unavailable(f"libvirtd does not run here: {text[-500:]}") from error
         return self
 
+    def _start(self, command):
+        return subprocess.Popen(command, preexec_fn=die_with_parent, stdin=subprocess.DEVNULL, stdout=self.log,
+                                stderr=self.log)
+
+    def _is_made(self):
+        if self.keeper.poll() is not None:
+            raise TimeoutError("the namespace cannot be made")
+        return pathlib.Path(f"/proc/{self.keeper.pid}/comm").read_text(encoding="ascii").strip() == "sleep"
+
+    def start_daemon(self):
+        self.daemon = self._start([*self.inside, "libvirtd"])
+        wait_until(self._answers, 30, "an answer of libvirtd")
+
+    def kill_daemon(self):
+        """Its QEMUs live on."""
+        self.daemon.kill()
+        self.daemon.wait()
+
     def __exit__(self, *unused):
         for pid in self._qemus():
             end_process(pid)
-        if self.daemon.poll() is None:
-            self.daemon.terminate()
-            try:
-                self.daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                self.daemon.kill()
-                self.daemon.wait()
+        if self.daemon is not None:
+            self.kill_daemon()
+        self.keeper.kill()
+        self.keeper.wait()
         self.log.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
