@@ -85,7 +85,7 @@ def test_live_and_incremental_saves_of_a_domain_that_libvirt_gets_back(vmsieve, 
 
     active = vmsieve.fails("restore", increment["checkpoint"])
     assert active.code == 8 and "already active" in active.stderr
-    # By a QEMU of its own: what libvirt passed on as descriptors is not there.
+    # libvirt has QEMU load a whole stream.
     assert vmsieve.fails("restore", live["checkpoint"], "--lazy").code == 7
 
     libvirt.virsh("destroy", "web1")
