@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/attach.h"
 
+#include <thread>
+
+#include "vmsieve/base/clock.h"
 #include "vmsieve/qemu/vm_lock.h"
 
 namespace vmsieve {
@@ -8,6 +11,31 @@ namespace vmsieve {
 namespace {
 
 constexpr std::chrono::seconds kFillPatience{30};
+
+/// The registers of a vCPU that runs may be read in the middle of a change (QEMU's TCG enters the kernel in
+/// several steps), and the tables of a process that ends are gone before they are looked at. A guest that is
+/// not to be found now is looked for again, as long as that is quick.
+constexpr int kSearchTries = 5;
+constexpr double kSearchAgainWithinMs = 1000;
+constexpr std::chrono::milliseconds kSearchPause{5};
+
+/// kIncompatible or kNotFound as of find_linux_kernel().
+Result<LinuxKernel> find_by_registers(AttachedVm& vm) {
+  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
+  return find_linux_kernel(*vm.memory, vcpus);
+}
+
+Result<LinuxKernel> find_by_several_looks(AttachedVm& vm) {
+  VMSIEVE_ASSIGN(const RunState state, read_run_state(*vm.qmp));
+  const Stopwatch watch;
+  for (int attempt = 1;; ++attempt) {
+    auto kernel = find_by_registers(vm);
+    if (kernel.ok() || kernel.error().kind() != ErrorKind::kIncompatible || !state.running ||
+        attempt == kSearchTries || watch.ms() > kSearchAgainWithinMs)
+      return kernel;
+    std::this_thread::sleep_for(kSearchPause);
+  }
+}
 
 }  // namespace
 
@@ -43,8 +71,7 @@ bool is_peer_failure(const Error& error) {
 }
 
 Result<KernelSearch> search_kernel(AttachedVm& vm) {
-  VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(*vm.qmp));
-  auto kernel = find_linux_kernel(*vm.memory, vcpus);
+  auto kernel = find_by_several_looks(vm);
   if (!kernel) {
     if (is_peer_failure(kernel.error())) return kernel.error();
     KernelSearch none;

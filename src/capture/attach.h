@@ -35,7 +35,7 @@ struct KernelSearch {
   std::string reason;                    ///< one sentence when there is no kernel
 };
 
-/// Searches for the kernel while the guest runs; only failures of QEMU itself are errors.
+/// Searches for the kernel, more than once while the guest runs; only failures of QEMU itself are errors.
 Result<KernelSearch> search_kernel(AttachedVm& vm);
 
 /// What the caller knows of the guest: stopped by the caller, so that a proof is possible and

@@ -107,7 +107,7 @@ Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& 
   VMSIEVE_TRY(guard.resume());
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
-  save.manifest.pause_ms = pause.ms();
+  save.manifest.pause_ms = pause.ms() - captured.stopped.classified.ran_ms;
   return captured;
 }
 
@@ -150,7 +150,7 @@ Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pi
   VMSIEVE_TRY(guard.resume());
   // ---- The guest runs again; its writes wait for what is copied next.
   save.pause.resume_ms = resuming.ms();
-  save.manifest.pause_ms = pause.ms();
+  save.manifest.pause_ms = pause.ms() - captured.stopped.classified.ran_ms;
 
   const Stopwatch copying;
   const FreePages& free = captured.stopped.classified.free;

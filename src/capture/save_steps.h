@@ -33,6 +33,7 @@ struct Save {
 struct Classified {
   FreePages free;
   IntrospectionRecord record;
+  double ran_ms = 0;  ///< the guest's own, between stops: it was stopped again at a better moment
 };
 
 /// What the pause yields.
@@ -59,8 +60,8 @@ Result<void> find_kernel(Save& save);
 /// as long). In a live save the sections that are not written until the stop need not be read again.
 Result<FreePages> rehearse(Save& save, unsigned threads);
 
-/// Classifies the stopped guest. A doubtful zone gets another chance after the guest has run for a
-/// millisecond (the stop may have met the allocator in the middle of its work).
+/// Classifies the stopped guest. What is in doubt gets up to five more chances after the guest has run for a
+/// while (the stop may have met the allocator in the middle of its work).
 Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads);
 
 /// Stops the guest, classifies and saves the device state: how every pause begins. The guest is stopped

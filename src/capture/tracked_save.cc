@@ -156,7 +156,7 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
   VMSIEVE_TRY(guard.resume());
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
-  save.manifest.pause_ms = save.tracked.early_pause_ms + pause.ms();
+  save.manifest.pause_ms = save.tracked.early_pause_ms + pause.ms() - stopped.classified.ran_ms;
   save.live.sections_reused = save.earlier.reused;
 
   VMSIEVE_TRY(check_same_memory(save));

@@ -185,7 +185,7 @@ Error none_alive(const GuestMemory& memory, const std::vector<std::string>& reas
     text += (i == 0 ? "" : "; ") + reasons[i];
   }
   if (reasons.size() > kReasonsShown) text += fmt::format("; and {} more", reasons.size() - kReasonsShown);
-  return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", text);
+  return make_error(ErrorKind::kIncompatible, "no live Linux kernel: {}", text);
 }
 
 }  // namespace
@@ -232,7 +232,7 @@ Result<void> LinuxKernel::seems_live(const GuestMemory& memory, const Vcpus& vcp
 Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vcpus) {
   const auto evidence = read_evidence(memory, vcpus);
   if (!evidence.ok()) {
-    return make_error(ErrorKind::kNotFound, "no live Linux kernel: {}", evidence.error().message());
+    return make_error(ErrorKind::kIncompatible, "no live Linux kernel: {}", evidence.error().message());
   }
   std::vector<std::string> reasons;
   if (auto own = try_own_names(memory, *evidence, reasons)) return *std::move(own);
@@ -246,7 +246,7 @@ Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vc
     } else if (!live) {
       live = *std::move(kernel);
     } else if (!same_text(live->vmcoreinfo().text(), kernel->vmcoreinfo().text())) {
-      return make_error(ErrorKind::kNotFound,
+      return make_error(ErrorKind::kIncompatible,
                         "two different kernels seem to be alive, {} (VMCOREINFO at {:#x}) and {} (at {:#x})",
                         live->release(), live->witness().address.value, kernel->release(),
                         candidate.address.value);

@@ -70,8 +70,8 @@ class LinuxKernel {
 /// returns the kernel that passes. Should two that speak of different kernels pass, neither is believed: the
 /// text can be put into a guest's memory by anybody in it. May run for tenths of a second (4 GiB) on two
 /// threads, with a few MiB of memory: call it while the guest runs. What the vCPUs' registers point to is
-/// read at once, before the search, for the tables of a process may be gone after it. kNotFound with one
-/// sentence on why when there is none (no VMCOREINFO, or candidates that are not alive).
+/// read at once, before the search, for the tables of a process may be gone after it. When there is none, one
+/// sentence on why: kNotFound without any VMCOREINFO, kIncompatible when what there is does not pass.
 Result<LinuxKernel> find_linux_kernel(const GuestMemory& memory, const Vcpus& vcpus);
 
 }  // namespace vmsieve
