@@ -181,6 +181,15 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,
   return ranges;
 }
 
+Result<void> Pagemap::check_alive() const {
+  std::array<std::byte, sizeof(u64)> entry;
+  const auto read = pread_exact(fd_.get(), entry, 0, "pagemap");
+  // It ends early only when the process's address space is gone (fs/proc/task_mmu.c, pagemap_read()).
+  if (!read && read.error().kind() == ErrorKind::kDamaged)
+    return Error(ErrorKind::kVanished, "the process has gone");
+  return read;
+}
+
 Result<std::vector<bool>> Pagemap::write_protected(u64 start, u64 end) const {
   std::vector<u64> entries((end - start) / kPageSize);
   const auto read = pread_exact(fd_.get(), std::as_writable_bytes(std::span{entries}),
