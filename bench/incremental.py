@@ -96,7 +96,7 @@ def measure_speed(title, hook, options):
 
 
 def dump(guest, path):
-    guest.monitor.human(f'pmemsave 0 {guest.mem_mib << 20} "{path}"')
+    guest.monitor.execute("pmemsave", val=0, size=guest.mem_mib << 20, filename=str(path))
 
 
 def free_pages(bench, checkpoint):
@@ -121,7 +121,8 @@ def changed_pages(before, after, free):
 
 def measure_size(mib, options):
     """An increment beside the pages that differ between two dumps of a guest that stands still for them."""
-    with Guest(mem_mib=1024, smp=1, selfcheck={"busy": 0, "churn_mib": 64},
+    # Most of its memory was used once, so that the host has pages to ask about.
+    with Guest(mem_mib=options.mem_mib, smp=1, selfcheck={"busy": 0, "churn_mib": options.mem_mib // 2},
                hook=f"/bin/hazard dirty {mib} {4 * mib} &") as guest, \
             tempfile.TemporaryDirectory(dir=ROOT / "build") as folder:
         folder = pathlib.Path(folder)
@@ -153,16 +154,29 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=8, help="of each way in each round")
     parser.add_argument("--rate", type=int, action="append", help="MiB/s that a guest writes; 5, 20, 80 unless given")
+    parser.add_argument("--mem-mib", type=int, default=1024, help="of the guests whose increments are measured")
+    parser.add_argument("--only", choices=["sizes", "speeds", "compile"])
     options = parser.parse_args()
+    if options.only in (None, "sizes"):
+        measure_sizes(options)
+    if options.only != "sizes":
+        measure_speeds(options)
+
+
+def measure_sizes(options):
     print("| written over and over | changed and in use, MiB | stored / changed | total ms | scan, ms/GiB |\n"
           "|---|---|---|---|---|")
     for mib in (4, 16, 64, 256):
         measure_size(mib, options)
+
+
+def measure_speeds(options):
     print("\n| guest | alone, 1/s | tracked | and a checkpoint each second | full live saves without a break "
           "| pause of an increment, median ms | worst | stored, MiB |\n|---|---|---|---|---|---|---|---|")
-    for rate in options.rate or [5, 20, 80]:
-        measure_speed(f"computes and writes {rate} MiB/s", f"/bin/hazard speed 256 {rate}", options)
-    measure_speed("writes only", "/bin/hazard speed 256 0", options)
+    if options.only != "compile":
+        for rate in options.rate or [5, 20, 80]:
+            measure_speed(f"computes and writes {rate} MiB/s", f"/bin/hazard speed 256 {rate}", options)
+        measure_speed("writes only", "/bin/hazard speed 256 0", options)
     measure_speed("short processes (as a compiler's)", "/bin/hazard compile", options)
 
 

@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "vmsieve/base/thread_priority.h"
 #include "vmsieve/capture/base_layer.h"
 
 namespace vmsieve {
@@ -201,6 +202,7 @@ void CapturePipeline::fail(const Error& error) {
 }
 
 void CapturePipeline::work() {
+  lower_priority(options_.nice);
   {
     std::unique_lock lock(gate_mutex_);
     gate_opened_.wait(lock, [&] { return gate_open_; });
@@ -231,6 +233,7 @@ void CapturePipeline::work() {
 }
 
 void CapturePipeline::write() {
+  lower_priority(options_.nice);
   while (auto encoded = encoded_.pop()) {
     if (failed()) return;
     u64 frame_index = 0;

@@ -75,6 +75,7 @@ class CapturePipeline {
     /// Must outlive the pipeline. Only of blocks whose number is in `compared_blocks`.
     const CheckpointReader* base = nullptr;
     std::vector<bool> compared_blocks = {};
+    int nice = 0;  ///< of its threads: lower_priority()
   };
 
   /// What became of the pages that were submitted.

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "vmsieve/base/clock.h"
+#include "vmsieve/base/thread_priority.h"
 #include "vmsieve/capture/live_capture.h"
 #include "vmsieve/capture/live_support.h"
 #include "vmsieve/capture/save_steps.h"
@@ -256,20 +257,23 @@ Error cause_of(const Error& error, CapturePipeline& pipeline) {
   return finished.ok() ? error : finished.error();
 }
 
-CapturePipeline::Options pipeline_options(const Save& save, unsigned threads, const CheckpointReader* base) {
+CapturePipeline::Options pipeline_options(const Save& save, unsigned threads, const CheckpointReader* base,
+                                          int nice) {
   return {.compression = save.options.compression,
           .threads = threads,
           .buffer_bytes = save.options.buffer_bytes,
           .base = base,
-          .compared_blocks = blocks_to_compare(save)};
+          .compared_blocks = blocks_to_compare(save),
+          .nice = nice};
 }
 
 Result<Memory> take_tracked(Save& save, std::unique_ptr<PauseGuard> guard, MemoryObjectWriter& writer,
                             TrackedSave& tracked, unsigned threads, const ProgressFunction& progress) {
   save.manifest.mode = "live";
   save.tracked.noted = true;
-  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, tracked.capture->lists(),
-                                                      pipeline_options(save, threads, tracked.base.get())));
+  VMSIEVE_ASSIGN(auto pipeline,
+                 CapturePipeline::make(writer, tracked.capture->lists(),
+                                       pipeline_options(save, threads, tracked.base.get(), kBackgroundNice)));
   std::optional<Heartbeat> heartbeat(std::in_place, *guard);
   auto stopped = [&]() -> Result<Stopped> {
     VMSIEVE_TRY(copy_ahead(save, tracked, *guard, *pipeline, threads, progress));
@@ -296,8 +300,9 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
   std::optional<Heartbeat> heartbeat;
   if (!live) heartbeat.emplace(*guard);
   VMSIEVE_ASSIGN(const FreePages rehearsed, rehearse(save, threads));
-  VMSIEVE_ASSIGN(auto pipeline, CapturePipeline::make(writer, save.layout().blocks.size(),
-                                                      pipeline_options(save, threads, base)));
+  VMSIEVE_ASSIGN(auto pipeline,
+                 CapturePipeline::make(writer, save.layout().blocks.size(),
+                                       pipeline_options(save, threads, base, live ? kBesideGuestNice : 0)));
   if (!live) {
     // An eighth more than the rehearsal found: the guest has not stood still since.
     const u64 pages = plan_paused(save, rehearsed).read_pages;
@@ -315,7 +320,8 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
 
   VMSIEVE_ASSIGN(auto outcome, finish_writing(*pipeline, captured->plan.read_pages, progress));
   Memory memory{std::move(captured->stopped.device_state), captured->stopped.classified.record, {}, {}};
-  VMSIEVE_ASSIGN(memory.blocks, build_index(save, captured->plan, outcome, base, writer, memory.counts));
+  VMSIEVE_ASSIGN(memory.blocks,
+                 build_index(save.layout(), captured->plan, outcome, base, writer, memory.counts));
   return memory;
 }
 

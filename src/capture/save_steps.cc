@@ -161,7 +161,7 @@ Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned thread
   return stopped;
 }
 
-Result<std::vector<BlockIndex>> build_index(const Save& save, const PagePlan& plan,
+Result<std::vector<BlockIndex>> build_index(const RamLayout& layout, const PagePlan& plan,
                                             CapturePipeline::Outcome& outcome, const CheckpointReader* base,
                                             MemoryObjectWriter& writer, PageCounts& counts) {
   BaseLayer layer(base);
@@ -172,7 +172,7 @@ Result<std::vector<BlockIndex>> build_index(const Save& save, const PagePlan& pl
     const auto same = layer.runs(i, outcome.same[i]);
     runs.insert(runs.end(), same.begin(), same.end());
     sort_runs(runs);
-    BlockIndex block{save.layout().blocks[i].name, save.layout().blocks[i].used_bytes, {}};
+    BlockIndex block{layout.blocks[i].name, layout.blocks[i].used_bytes, {}};
     block.runs = joined(runs);
     VMSIEVE_TRY(layer.adopt(block.runs, writer));
     count_pages(block.runs, counts);

@@ -70,7 +70,7 @@ Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned thread
 
 /// The complete index of every block: what was known without reading, what was read, and, of pages that hold
 /// what they did, what `base` says; nullptr: none. `counts`: of all its pages.
-Result<std::vector<BlockIndex>> build_index(const Save& save, const PagePlan& plan,
+Result<std::vector<BlockIndex>> build_index(const RamLayout& layout, const PagePlan& plan,
                                             CapturePipeline::Outcome& outcome, const CheckpointReader* base,
                                             MemoryObjectWriter& writer, PageCounts& counts);
 

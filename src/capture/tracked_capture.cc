@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "vmsieve/base/clock.h"
+#include "vmsieve/base/thread_priority.h"
 #include "vmsieve/capture/base_layer.h"
 #include "vmsieve/capture/run_layers.h"
 
@@ -44,8 +45,9 @@ u64 count_all(const std::vector<PageSet>& sets) {
   return count;
 }
 
-/// Calls `work` with 0 to count - 1 on `threads` threads; the first error.
-Result<void> for_all(std::size_t count, unsigned threads,
+/// Calls `work` with 0 to count - 1 on `threads` threads; the first error. `nice`: theirs; the caller's own
+/// thread, which would stay like that, then only waits.
+Result<void> for_all(std::size_t count, unsigned threads, int nice,
                      const std::function<Result<void>(std::size_t)>& work) {
   std::atomic<std::size_t> next = 0;
   std::mutex mutex;
@@ -60,8 +62,12 @@ Result<void> for_all(std::size_t count, unsigned threads,
     }
   };
   std::vector<std::thread> helpers;
-  for (unsigned i = 1; i < threads && i < count; ++i) helpers.emplace_back(run);
-  run();
+  const auto help = [&] {
+    lower_priority(nice);
+    run();
+  };
+  for (unsigned i = nice > 0 ? 0 : 1; i < threads && i < count; ++i) helpers.emplace_back(help);
+  if (nice == 0) run();
   for (std::thread& helper : helpers) helper.join();
   if (error) return *error;
   return {};
@@ -121,7 +127,7 @@ Result<std::unique_ptr<TrackedCapture>> TrackedCapture::begin(const LiveMemory& 
   return capture;
 }
 
-Result<void> TrackedCapture::take_written(unsigned threads) {
+Result<void> TrackedCapture::take_written(unsigned threads, int nice) {
   struct Piece {
     u32 block = 0;
     ByteRange range;
@@ -139,7 +145,8 @@ Result<void> TrackedCapture::take_written(unsigned threads) {
     VMSIEVE_ASSIGN(piece.written, pagemap_.written(piece.range.start, piece.range.end, Pagemap::Take::kYes));
     return {};
   };
-  VMSIEVE_TRY(for_all(pieces.size(), threads, ask));
+  VMSIEVE_TRY(for_all(pieces.size(), threads, nice, ask));
+  VMSIEVE_TRY(pagemap_.check_alive());
   for (const Piece& piece : pieces) {
     const u64 start = units_.block(piece.block).start;
     for (const ByteRange& range : piece.written) {
@@ -199,6 +206,7 @@ Result<void> TrackedCapture::read(const Copy& copy) const {
 Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePipeline& pipeline,
                                   unsigned threads, std::size_t layer, u64 most_kept,
                                   std::optional<TimePoint> deadline, const ProgressFunction* progress) {
+  const int nice = deadline ? 0 : kBackgroundNice;  // in the pause the guest waits
   std::vector<Copy> copies;
   PagePlan plan;
   plan.blocks.resize(wanted.size());
@@ -243,7 +251,7 @@ Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePip
     }
     return {};
   };
-  VMSIEVE_TRY(for_all((copies.size() + kCopiesAtOnce - 1) / kCopiesAtOnce, threads, read_some));
+  VMSIEVE_TRY(for_all((copies.size() + kCopiesAtOnce - 1) / kCopiesAtOnce, threads, nice, read_some));
   if (kept < chunks.size()) pipeline.open_gate();
   const auto pass_on = [&](std::size_t i) -> Result<void> {
     Chunk& chunk = chunks[kept + i];
@@ -264,7 +272,7 @@ Result<void> TrackedCapture::copy(const std::vector<PageSet>& wanted, CapturePip
     pipeline.submit(std::move(chunk), buffer);
     return {};
   };
-  VMSIEVE_TRY(for_all(chunks.size() - kept, threads, pass_on));
+  VMSIEVE_TRY(for_all(chunks.size() - kept, threads, nice, pass_on));
   figures_.copied_pages += total / kPageSize;
   return {};
 }
@@ -277,7 +285,7 @@ Result<void> TrackedCapture::copy_ahead(std::span<const PfnRange> free, CaptureP
   // Half of the buffers stay free for what the pipeline is busy with, and for the pause.
   const u64 most_kept = pipeline.pool_buffers() / 2;
   u64 before = std::numeric_limits<u64>::max();
-  const auto take = [&] { return take_written(threads); };
+  const auto take = [&] { return take_written(threads, standing_still ? 0 : kBackgroundNice); };
   const std::size_t most_rounds = standing_still ? kMostStandstills : kMostRounds;
   for (std::size_t round = 0; round < most_rounds; ++round) {
     VMSIEVE_TRY(standing_still ? standing_still(take) : take());
@@ -306,7 +314,7 @@ bool TrackedCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
 Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipeline& pipeline,
                                     unsigned threads, std::chrono::milliseconds longest_pause) {
   const Stopwatch scanning;
-  VMSIEVE_TRY(take_written(threads));
+  VMSIEVE_TRY(take_written(threads, 0));
   set_free(free);
   figures_.scan_ms = scanning.ms();
   const std::vector<PageSet> pages = wanted();

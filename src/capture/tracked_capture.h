@@ -101,7 +101,7 @@ class TrackedCapture {
   };
 
   TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const CheckpointReader* base);
-  Result<void> take_written(unsigned threads);
+  Result<void> take_written(unsigned threads, int nice);
   std::vector<PageSet> wanted() const;
   void set_free(std::span<const PfnRange> free);
   Result<void> copy(const std::vector<PageSet>& wanted, CapturePipeline& pipeline, unsigned threads,

@@ -7,10 +7,10 @@
 
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "vmsieve/base/thread_priority.h"
 #include "vmsieve/qemu/process.h"
 #include "vmsieve/qemu/remote_userfaultfd.h"
 
@@ -22,7 +22,6 @@ constexpr int kFaultPollMilliseconds = 20;
 constexpr std::chrono::milliseconds kProgressInterval{100};
 constexpr u64 kFirstBytes = 64 * kKiB;  // around a page that is waited for, before the rest of its frame
 constexpr u64 kZeroBytes = 2 * kMiB;    // at once, where zeros are waited for
-constexpr int kFillNice = 5;            // the guest's own threads go first
 
 }  // namespace
 
@@ -194,8 +193,7 @@ std::optional<std::size_t> PageServer::next_open() {
 }
 
 void PageServer::work(bool faults_only) {
-  // Linux: the nice value is a thread's own.
-  if (!faults_only) ::setpriority(PRIO_PROCESS, static_cast<id_t>(::syscall(SYS_gettid)), kFillNice);
+  if (!faults_only) lower_priority(kBesideGuestNice);
   Scratch scratch;
   while (!stopping_) {
     std::optional<Urgent> urgent;
