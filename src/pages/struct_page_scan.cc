@@ -9,6 +9,7 @@ namespace vmsieve {
 namespace {
 
 constexpr u32 kNoType = ~u32{0};
+constexpr u64 kAtOnce = 8;  // struct pages
 
 // The host is little-endian, as the guest is; a plain load is what the compiler can move about.
 static_assert(std::endian::native == std::endian::little);
@@ -29,7 +30,8 @@ void scan(const PageLayout& layout, VirtualRange memmap, std::span<const std::by
   const std::byte* const refcounts = structs.data() + layout.refcount_offset;
   const std::byte* const lists = structs.data() + layout.lru_offset;
   const u32 buddy = layout.buddy_type;
-  const u32 offline = wants.offline ? layout.offline_type.value_or(kNoType) : kNoType;
+  const u32 offline = wants.offline ? layout.offline_type.value_or(buddy) : buddy;
+  const u64 listed_only = wants.unlisted ? 0 : 1;
   const bool follow_lists = !layout.node_data;
 
   const auto fault_of = [&](u64 i, u64 order) -> std::optional<BlockFault> {
@@ -45,13 +47,34 @@ void scan(const PageLayout& layout, VirtualRange memmap, std::span<const std::by
     return std::nullopt;
   };
 
+  // One that there is something to be done about; without a branch, for most are not, in no order that a
+  // processor could foresee.
+  const auto matters = [&](u64 i) -> bool {
+    const u32 type = load<u32>(types + i * stride);
+    const u64 users = load<u32>(refcounts + i * stride);
+    const u64 tail = load<u64>(lists + i * stride) & 1;
+    return ((type == buddy) | (type == offline) |
+            ((type == kNoType) & ((users | tail | listed_only) == 0))) != 0;
+  };
+
+  u64 one_by_one = 0;  // up to here
   for (u64 i = 0; i < count;) {
+    if (i >= one_by_one && i + kAtOnce <= count) {
+      bool any = false;
+      for (u64 k = 0; k < kAtOnce; ++k) any |= matters(i + k);
+      if (!any) {
+        i += kAtOnce;
+        continue;
+      }
+      one_by_one = i + kAtOnce;
+    }
     const u32 type = load<u32>(types + i * stride);
     if (type != buddy) {
       if (type == kNoType) {
-        const u64 next = load<u64>(lists + i * stride);
-        if (wants.unlisted && load<u32>(refcounts + i * stride) == 0 && (next & 1) == 0)
-          out.unlisted.push_back({first_index + i, next, load<u64>(lists + i * stride + 8)});
+        if (matters(i)) {
+          out.unlisted.push_back(
+              {first_index + i, load<u64>(lists + i * stride), load<u64>(lists + i * stride + 8)});
+        }
       } else if (type == offline) {
         out.offline.push_back(static_cast<u32>(first_index + i));
       }
