@@ -53,11 +53,8 @@ int import_one(const Options& options, const Common& common) {
   fmt::print("checkpoint {} of {} from {} in {}: {} of the file's {} ({:.1f} times smaller)\n", m.id,
              m.vm_name.empty() ? "a VM" : m.vm_name, options.file, (*store)->name(),
              human_bytes(m.stored_bytes), human_bytes(imported->allocated_bytes), ratio_of(*imported));
-  if (m.introspection.used) {
-    fmt::print("kernel Linux {}\n", m.introspection.kernel);
-  } else {
-    fmt::print("saved in full: {}\n", m.introspection.reason);
-  }
+  if (!m.introspection.kernel.empty()) fmt::print("kernel Linux {}\n", m.introspection.kernel);
+  if (!m.introspection.used) fmt::print("saved in full: {}\n", m.introspection.reason);
   return kExitOk;
 }
 
@@ -67,16 +64,18 @@ void add_import(CLI::App& app, int& status) {
   auto common = std::make_shared<Common>();
   auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
-      "import", "make a checkpoint of a migration file of QEMU, or of an image of virsh save");
+      "import", "make a checkpoint of a migration file of QEMU, of an image of virsh save, or of a core");
   command
-      ->add_option("FILE", options->file,
-                   "a migration stream, a mapped-ram file (QEMU 9.0 and later), an image of virsh save")
+      ->add_option(
+          "FILE", options->file,
+          "a migration stream, a mapped-ram file (QEMU 9.0 and later), an image of virsh save; or, to "
+          "be looked at only, an ELF core of dump-guest-memory")
       ->required();
   command->add_flag("--stopped", options->stopped, "the guest did not run when the file was written");
   add_saving_options(*command, options->saving);
   command->add_option("COMMAND", options->command_line,
                       "behind `--`: the command line of the QEMU that wrote the file, its program first; not "
-                      "needed for an image of virsh save, which libvirt then loads");
+                      "needed for an image of virsh save, which libvirt then loads, and for a core");
   add_common(*command, common, true);
   command->callback([common, options, &status] { status = import_one(*options, *common); });
 }

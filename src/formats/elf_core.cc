@@ -11,12 +11,11 @@ namespace vmsieve {
 namespace {
 
 constexpr char kNoteName[] = "VMCOREINFO";
-constexpr u64 kNoteAlign = 4;
 
 u64 note_bytes(std::string_view vmcoreinfo) {
   if (vmcoreinfo.empty()) return 0;
-  return sizeof(Elf64_Nhdr) + round_up(sizeof kNoteName, kNoteAlign) +
-         round_up(vmcoreinfo.size(), kNoteAlign);
+  return sizeof(Elf64_Nhdr) + round_up(sizeof kNoteName, kElfNoteAlign) +
+         round_up(vmcoreinfo.size(), kElfNoteAlign);
 }
 
 template <typename T>
@@ -76,7 +75,7 @@ std::vector<std::byte> elf_head(ElfMachine machine, const std::vector<FileSegmen
     put(out, at, head);
     at += sizeof head;
     std::memcpy(out.data() + at, kNoteName, sizeof kNoteName);
-    at += round_up(sizeof kNoteName, kNoteAlign);
+    at += round_up(sizeof kNoteName, kElfNoteAlign);
     std::memcpy(out.data() + at, vmcoreinfo.data(), vmcoreinfo.size());
   }
   return out;

@@ -12,6 +12,9 @@ namespace vmsieve {
 /// Architecture of an ELF core (elf.h, EM_*).
 enum class ElfMachine : u16 { kX86 = 62, kArm64 = 183 };
 
+/// Names and contents of notes are aligned to so many bytes (elf(5), Nhdr).
+inline constexpr u64 kElfNoteAlign = 4;
+
 /// At most so many program headers: what e_phnum can say without an escape (PN_XNUM), the note's among them.
 inline constexpr std::size_t kMostElfSegments = 0xfffe;
 

@@ -12,6 +12,7 @@
 #include "vmsieve/base/endian.h"
 #include "vmsieve/base/fd.h"
 #include "vmsieve/formats/decompressor.h"
+#include "vmsieve/formats/import_dump.h"
 #include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/qemu/libvirt_domain.h"
 #include "vmsieve/qemu/process.h"
@@ -35,6 +36,8 @@ constexpr std::string_view kStreamMagic = "QEVM";
 constexpr std::string_view kElfMagic =
     "\x7f"
     "ELF";
+constexpr std::string_view kKdumpMagic = "KDUMP   ";              // makedumpfile's IMPLEMENTATION
+constexpr std::string_view kFlatMagic = "makedumpfile";           // a flattened one
 constexpr std::string_view kLibvirtPartial = "LibvirtQemudPart";  // qemu_saveimage.h, QEMU_SAVE_PARTIAL
 constexpr std::string_view kMappedRam = "mapped-ram";
 constexpr std::chrono::seconds kQuitPatience{30};
@@ -214,14 +217,18 @@ std::string_view to_string(ImportFormat format) {
     case ImportFormat::kQemu: return "qemu";
     case ImportFormat::kQemuMappedRam: return "qemu-mapped-ram";
     case ImportFormat::kLibvirt: return "libvirt";
+    case ImportFormat::kElf: return "elf";
   }
   return "";
 }
 
 Result<ImportFormat> recognise_import(std::span<const std::byte> beginning) {
-  if (begins_with(beginning, kElfMagic))
-    return Error(ErrorKind::kUnsupported,
-                 "this is an ELF file: a core has no device state, and no guest can be brought back from it");
+  if (begins_with(beginning, kElfMagic)) return ImportFormat::kElf;
+  if (begins_with(beginning, kKdumpMagic) || begins_with(beginning, kFlatMagic))
+    return Error(
+        ErrorKind::kUnsupported,
+        "this is a dump in makedumpfile's own format: an ELF core can be imported (makedumpfile -E, or "
+        "dump-guest-memory without compression)");
   if (begins_with(beginning, LibvirtImageHead::kMagic)) return ImportFormat::kLibvirt;
   if (begins_with(beginning, kLibvirtPartial))
     return Error(ErrorKind::kDamaged, "this is an image of `virsh save` that was not finished");
@@ -235,7 +242,12 @@ Result<ImportFormat> recognise_import(std::span<const std::byte> beginning) {
 
 Result<ImportReport> import_file(const std::string& path, Store& store, const ImportOptions& options,
                                  const ProgressFunction& progress) {
-  VMSIEVE_ASSIGN(const SourceFile file, open_source(path));
+  VMSIEVE_ASSIGN(SourceFile file, open_source(path));
+  if (file.format == ImportFormat::kElf) {
+    auto saved = import_dump(std::move(file.fd), file.bytes, path, store, options.saving, progress);
+    if (!saved) return saved.error().with_context(path);
+    return ImportReport{std::move(*saved), file.format, file.bytes, file.allocated_bytes};
+  }
   if (file.format == ImportFormat::kLibvirt && options.command_line.empty()) {
     auto saved = import_domain(file, store, options, progress);
     if (!saved) return saved.error().with_context(path);

@@ -3,6 +3,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "vmsieve/base/result.h"
@@ -77,10 +78,12 @@ struct PageCounts {
 struct Manifest {
   static constexpr u64 kFormatVersion = 1;
   static constexpr u64 kMaxBytes = 8 * kMiB;  ///< of the encoded manifest
+  /// Made of a dump of a machine's memory: the object "device" is empty.
+  static constexpr std::string_view kDumpMode = "dump";
 
   std::string id;
   std::string created;  ///< UTC, ISO 8601 with milliseconds: "2026-01-31T12:34:56.789Z"
-  std::string mode;     ///< "paused", "live"
+  std::string mode;     ///< "paused", "live", or kDumpMode
   std::string parent;   ///< id of the checkpoint that this one was taken after, or empty; for people
   std::vector<std::string> ancestors;  ///< ids whose memory objects hold frames of this one, as in the index
   std::vector<std::string> required_features;

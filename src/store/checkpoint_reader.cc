@@ -250,6 +250,13 @@ Result<std::span<const std::byte>> CheckpointReader::read_frame(u64 frame, Scrat
 }
 
 Result<std::vector<std::byte>> CheckpointReader::device_state() const {
+  if (manifest_.mode == Manifest::kDumpMode) {
+    return make_error(
+        ErrorKind::kUnsupported,
+        "checkpoint {} was made of a dump, which holds no device state: it can be looked at, but "
+        "no guest can be brought back from it",
+        manifest_.id);
+  }
   const ObjectRecord& said = record("device");
   const ObjectReader& object = *objects_[static_cast<std::size_t>(&said - manifest_.objects.data())];
   const std::string context = object_context(manifest_.id, "device");

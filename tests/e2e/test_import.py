@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Migration files of QEMU, made checkpoints of."""
 
+import filecmp
 import shutil
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from tests.conftest import BINARY
+from tests.conftest import BINARY, monitor
 from tests.fault.test_bad_input import qemus_with
 from tests.lab import Guest, Qmp, Serial, process_exists, wait_until
 
@@ -66,7 +67,7 @@ def test_what_did_not_run_is_brought_back_stopped(vmsieve, tmp_path, stream):
     assert not vmsieve.restore(imported["checkpoint"], tmp_path / "serial")["running"]
 
 
-@pytest.mark.parametrize("what", ["cut", "header", "device", "foreign", "elf"])
+@pytest.mark.parametrize("what", ["cut", "header", "device", "foreign", "elf", "kdump"])
 def test_what_cannot_be_loaded_is_said_and_leaves_nothing(vmsieve, tmp_path, stream, what):
     guest, path = stream
     copy = tmp_path / "copy"
@@ -83,7 +84,7 @@ def test_what_cannot_be_loaded_is_said_and_leaves_nothing(vmsieve, tmp_path, str
             file.seek(-(96 << 10), 2)
             file.write(b"\xa5" * (64 << 10))
         else:
-            file.write(b"\x7fELF" if what == "elf" else b"PK\x03\x04")
+            file.write({"elf": b"\x7fELF", "kdump": b"KDUMP   ", "foreign": b"PK\x03\x04"}[what])
     failed = vmsieve.fails("import", copy, "--quiet", "--", *guest.command())
     assert failed.code == 7 and str(copy) in failed.stderr and "Traceback" not in failed.stderr
     assert not qemus_with(guest.serial_path)
@@ -104,3 +105,41 @@ def test_killed_in_between_nothing_is_left(vmsieve, stream):
             process.send_signal(signal.SIGKILL)
         wait_until(lambda: not any(process_exists(pid) for pid in qemus_with(guest.serial_path)), 10, "its QEMU ended")
     assert all(entry["introspection"]["used"] for entry in vmsieve.json("log")["checkpoints"])
+
+
+def test_a_dump_becomes_a_checkpoint_to_look_at(vmsieve, tmp_path):
+    """What QEMU's dump-guest-memory writes: the same free pages and the same users of memory as in the VM itself,
+    and no way back."""
+    dump = tmp_path / "dump"
+    with Guest(mem_mib=MIB, smp=2, selfcheck={"churn_mib": 192}) as guest:
+        guest.wait_ready()
+        guest.wait_rounds(1)
+        monitor(guest, "stop")
+        monitor(guest, "dump-guest-memory", paging=False, protocol=f"file:{dump}")
+        seen = vmsieve.json("inspect", guest.qmp_path)
+    imported = vmsieve.json("import", dump)
+    assert imported["import"]["format"] == "elf" and imported["mode"] == "dump"
+    assert imported["introspection"]["used"], imported["introspection"]["reason"]
+    assert imported["introspection"]["kernel"] == seen["kernel"]
+    assert imported["pages"]["free"] == seen["free_bytes"] // 4096
+    vmsieve.run("verify", imported["checkpoint"])
+    shown = vmsieve.json("show", imported["checkpoint"], "--memory")["memory"]
+    assert shown["processes"] == seen["processes"] and shown["files"] == seen["files"]
+    different = {name for name in seen["classes"] if shown["classes"][name] != seen["classes"][name]}
+    assert different <= {"unknown"}  # the dump has the video memory too
+
+    # Out again as a core, and in: no registers are in that, so nothing is left out twice.
+    core = tmp_path / "core"
+    vmsieve.run("export", imported["checkpoint"], "--format", "elf", "--output", core)
+    again = vmsieve.json("import", core)
+    assert not again["introspection"]["used"] and "no registers" in again["introspection"]["reason"]
+    assert again["introspection"]["kernel"] == seen["kernel"]
+    raw = [tmp_path / "raw1", tmp_path / "raw2"]
+    for checkpoint, path in zip((imported, again), raw):
+        vmsieve.run("export", checkpoint["checkpoint"], "--format", "raw", "--output", path)
+    assert filecmp.cmp(*raw, shallow=False)
+
+    for refused in (["restore", imported["checkpoint"]],
+                    ["export", imported["checkpoint"], "--format", "qemu", "--output", tmp_path / "stream"]):
+        failed = vmsieve.fails(*refused)
+        assert failed.code == 7 and "no device state" in failed.stderr

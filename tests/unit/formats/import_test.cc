@@ -34,10 +34,17 @@ TEST(RecogniseImport, LibvirtImageByItsMagic) {
   EXPECT_EQ(*image, ImportFormat::kLibvirt);
 }
 
+TEST(RecogniseImport, CoreByItsMagic) {
+  const auto core =
+      recognise_import(as_byte_span("\x7f"
+                                    "ELF\2\1\1"sv));
+  ASSERT_TRUE(core);
+  EXPECT_EQ(*core, ImportFormat::kElf);
+}
+
 TEST(RecogniseImport, WhatItIsInsteadIsSaid) {
-  EXPECT_THAT(why_not("\x7f"
-                      "ELF\2\1\1"),
-              HasSubstr("ELF"));
+  EXPECT_THAT(why_not("KDUMP   \1"), HasSubstr("makedumpfile -E"));
+  EXPECT_THAT(why_not("makedumpfile\1"), HasSubstr("makedumpfile -E"));
   EXPECT_THAT(why_not("LibvirtQemudPart"), HasSubstr("not finished"));
   EXPECT_THAT(why_not("QEV"), HasSubstr("no migration stream"));
   EXPECT_THAT(why_not(""), HasSubstr("no migration stream"));
