@@ -146,7 +146,6 @@ Result<void> TrackedCapture::take_written(unsigned threads, int nice) {
     return {};
   };
   VMSIEVE_TRY(for_all(pieces.size(), threads, nice, ask));
-  VMSIEVE_TRY(pagemap_.check_alive());
   for (const Piece& piece : pieces) {
     const u64 start = units_.block(piece.block).start;
     for (const ByteRange& range : piece.written) {

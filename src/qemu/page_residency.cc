@@ -99,11 +99,22 @@ struct Pagemap::Query {
   u64 any = 0;
 };
 
+// kVanished when the process's address space is gone.
+Result<void> Pagemap::check_alive() const {
+  std::array<std::byte, sizeof(u64)> entry;
+  const auto read = pread_exact(fd_.get(), entry, 0, "pagemap");
+  // It ends early only when the process's address space is gone (fs/proc/task_mmu.c, pagemap_read()).
+  if (!read && read.error().kind() == ErrorKind::kDamaged)
+    return Error(ErrorKind::kVanished, "the process has gone");
+  return read;
+}
+
 // The ranges may come in any order, and some twice: a walk that the kernel had to interrupt for its own
 // buffer of 512 regions tells of the end of its first part, also when it went on from there to the end of the
 // range (fs/proc/task_mmu.c, do_pagemap_scan()). What lies behind is then looked at again.
 Result<void> Pagemap::scan(u64 start, u64 end, const Query& query, std::vector<ByteRange>& ranges) const {
   std::array<ScanRegion, 1024> regions;
+  const std::size_t before = ranges.size();
   while (start < end) {
     ScanArguments scan{};
     scan.size = sizeof scan;
@@ -134,7 +145,8 @@ Result<void> Pagemap::scan(u64 start, u64 end, const Query& query, std::vector<B
     }
     start = scan.walk_end;
   }
-  return {};
+  // Some kernels find nothing in an address space that is gone, others say so.
+  return ranges.size() == before ? check_alive() : Result<void>{};
 }
 
 Result<std::vector<ByteRange>> Pagemap::populated_by_scan(u64 start, u64 end, Population population) const {
@@ -179,15 +191,6 @@ Result<std::vector<ByteRange>> Pagemap::populated_by_entries(u64 start, u64 end,
     page += count;
   }
   return ranges;
-}
-
-Result<void> Pagemap::check_alive() const {
-  std::array<std::byte, sizeof(u64)> entry;
-  const auto read = pread_exact(fd_.get(), entry, 0, "pagemap");
-  // It ends early only when the process's address space is gone (fs/proc/task_mmu.c, pagemap_read()).
-  if (!read && read.error().kind() == ErrorKind::kDamaged)
-    return Error(ErrorKind::kVanished, "the process has gone");
-  return read;
 }
 
 Result<std::vector<bool>> Pagemap::write_protected(u64 start, u64 end) const {

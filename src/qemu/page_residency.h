@@ -56,8 +56,6 @@ class Pagemap {
   enum class Take { kNo, kYes };
   Result<std::vector<ByteRange>> written(u64 start, u64 end, Take take) const;
 
-  /// kVanished when the process's address space is gone: a scan of it finds nothing then, and says no more.
-  Result<void> check_alive() const;
   /// For each page of [start, end): does a userfaultfd write-protect it? kVanished when the process is gone.
   Result<std::vector<bool>> write_protected(u64 start, u64 end) const;
 
@@ -65,6 +63,7 @@ class Pagemap {
   explicit Pagemap(UniqueFd fd) : fd_(std::move(fd)) {}
   struct Query;
   Result<void> scan(u64 start, u64 end, const Query& query, std::vector<ByteRange>& ranges) const;
+  Result<void> check_alive() const;
 
   UniqueFd fd_;
 };
