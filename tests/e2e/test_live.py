@@ -3,6 +3,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from tests.conftest import BINARY, LONG, hmp, is_protected, is_running, judge, monitor, random_moments
-from tests.lab import Guest, wait_until
+from tests.lab import Guest, Serial, wait_until
 
 BUSY = {"busy": 1, "churn_mib": 256}
 
@@ -231,3 +232,31 @@ def test_a_balloon_that_moves_meanwhile(vmsieve, tmp_path):
             monitor(guest, "cont")
         guest.wait_rounds(1)
     print(modes)
+
+
+def test_a_qemu_in_other_namespaces(vmsieve, tmp_path):
+    """Its process ids and its files are not ours; its only monitor lies where we have no path to."""
+    private = tmp_path / "private"
+    private.mkdir()
+    guest = Guest(mem_mib=512, smp=1, selfcheck={"churn_mib": 64}, folder=tmp_path / "guest")
+    command = list(map(str, guest.command()))
+    at = command.index("-qmp")
+    command[at:at + 4] = ["-qmp", f"unix:{private}/qmp,server=on,wait=off"]
+    script = f"mount -t tmpfs none {private} && exec {shlex.join(command)}"
+    with subprocess.Popen(["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script],
+                          stdout=subprocess.DEVNULL) as process:
+        try:
+            guest.serial.wait_for("selfcheck: ready .*\n", 180)
+            saves = [vmsieve.save(guest.name, "--live"), vmsieve.save(guest.name, "--incremental"),
+                     vmsieve.save(guest.name, "--incremental")]
+            guest.serial.wait_rounds(2)
+            assert not (private / "qmp").exists()
+            vmsieve.run("untrack", guest.name)
+        finally:
+            process.kill()
+    for saved in saves:
+        assert saved["mode"] == "live" and saved["introspection"]["used"], saved
+    assert saves[-1]["tracking"]["incremental"]
+    serial = tmp_path / "copy.serial"
+    vmsieve.restore(saves[-1]["checkpoint"], serial, "--qmp", tmp_path / "copy.qmp", "--omitted-fill", "0x5a")
+    Serial(serial).wait_rounds(4)
