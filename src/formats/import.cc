@@ -5,6 +5,7 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
+#include <thread>
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -41,6 +42,8 @@ constexpr std::string_view kFlatMagic = "makedumpfile";           // a flattened
 constexpr std::string_view kLibvirtPartial = "LibvirtQemudPart";  // qemu_saveimage.h, QEMU_SAVE_PARTIAL
 constexpr std::string_view kMappedRam = "mapped-ram";
 constexpr std::chrono::seconds kQuitPatience{30};
+constexpr int kShutOffTries = 100;
+constexpr std::chrono::milliseconds kShutOffInterval{100};
 
 struct SourceFile {
   std::string path;  ///< absolute: QEMU reads it itself in another working directory
@@ -189,6 +192,15 @@ Result<std::string> uuid_in(const std::string& xml) {
   return Error(ErrorKind::kDamaged, "the domain's XML in the libvirt image tells no UUID");
 }
 
+/// libvirt takes a moment to notice that a domain's QEMU has ended, and would not start or restore it before.
+void wait_until_shut_off(const std::string& uuid) {
+  for (int i = 0; i < kShutOffTries; ++i) {
+    const auto vm = resolve_vm("libvirt:" + uuid);
+    if (!vm && vm.error().kind() == ErrorKind::kNotFound) return;
+    std::this_thread::sleep_for(kShutOffInterval);
+  }
+}
+
 /// libvirt loads the image and lets the domain stand; it is saved like any other, and ended.
 Result<SaveReport> import_domain(const SourceFile& file, Store& store, const ImportOptions& options,
                                  const ProgressFunction& progress) {
@@ -203,6 +215,7 @@ Result<SaveReport> import_domain(const SourceFile& file, Store& store, const Imp
   (void)qmp->execute("quit");
   if (!has_ended(handle.get(), kQuitPatience))
     return make_error(ErrorKind::kTimeout, "the domain {} that libvirt restored does not end", uuid);
+  wait_until_shut_off(uuid);
   return saved;
 }
 
