@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Migration files of QEMU, made checkpoints of."""
+"""Migration files and dumps of QEMU, made checkpoints of."""
 
 import filecmp
 import shutil
