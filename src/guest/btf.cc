@@ -144,6 +144,12 @@ std::string_view Btf::name_at(u32 offset) const {
   return {text, strnlen(text, std::min(strings_size_ - offset, kMaxBtfNameBytes))};
 }
 
+bool Btf::is_named(u32 offset, std::string_view name) const {
+  if (offset >= strings_size_ || strings_size_ - offset <= name.size()) return false;
+  const std::byte* const text = &bytes_[strings_ + offset];
+  return text[name.size()] == std::byte{0} && std::memcmp(text, name.data(), name.size()) == 0;
+}
+
 std::optional<u64> Btf::size_of_type(u32 id, int depth) const {
   if (depth > kMaxDepth) return std::nullopt;
   const auto found = resolved(id);
@@ -193,16 +199,16 @@ std::optional<Btf::Found> Btf::find_member(const Type& structure, std::string_vi
     if (budget == 0) return std::nullopt;
     --budget;
     const std::byte* const entry = &bytes_[structure.extra + i * kMemberBytes];
-    const std::string_view member_name = name_at(load_le<u32>(entry));
+    const u32 member_name = load_le<u32>(entry);
     const u32 member_type = load_le<u32>(entry + 4);
     const u32 raw = load_le<u32>(entry + 8);
     const u64 bits = structure.kind_flag() ? raw & 0xff'ffff : raw;
     const bool bit_field = structure.kind_flag() && (raw >> 24) != 0;
-    if (member_name == name) {
+    if (is_named(member_name, name)) {
       if (bit_field || bits % 8 != 0 || is_bit_field(member_type)) return std::nullopt;
       return Found{{bits / 8, 0, 1}, member_type};
     }
-    if (!member_name.empty() || bits % 8 != 0) continue;
+    if (!is_named(member_name, "") || bits % 8 != 0) continue;
     const auto inner = resolved(member_type);
     if (!inner || !is_struct(inner->kind())) continue;
     if (auto found = find_member(*inner, name, depth + 1, budget)) {
@@ -249,7 +255,7 @@ std::optional<i64> Btf::enumerator(std::string_view name) const {
     if (!wide && type->kind() != kEnum) continue;
     for (u64 i = 0; i < type->vlen(); ++i) {
       const std::byte* const entry = &bytes_[type->extra + i * (wide ? kEnum64Bytes : kEnumBytes)];
-      if (name_at(load_le<u32>(entry)) != name) continue;
+      if (!is_named(load_le<u32>(entry), name)) continue;
       const u32 low = load_le<u32>(entry + 4);
       const i64 found =
           wide ? static_cast<i64>(u64{load_le<u32>(entry + 8)} << 32 | low) : i64{static_cast<int32_t>(low)};

@@ -67,6 +67,7 @@ class Btf {
   std::optional<Type> type(u32 id) const;
   std::optional<Type> resolved(u32 id) const;
   std::string_view name_at(u32 offset) const;
+  bool is_named(u32 offset, std::string_view name) const;  // without measuring the name first
   std::optional<u64> size_of_type(u32 id, int depth) const;
   std::optional<Found> find_member(const Type& structure, std::string_view name, int depth,
                                    u64& budget) const;

@@ -81,6 +81,8 @@ Result<void> Kallsyms::parse_tokens(std::span<const std::byte> table, std::span<
       return make_error(ErrorKind::kDamaged, "kallsyms: token {} has no end", i);
     tokens_[i].clear();
     for (auto c = text.begin(); c != end; ++c) tokens_[i].push_back(static_cast<char>(*c));
+    token_bytes_[i] = static_cast<u16>(tokens_[i].size());
+    token_ends_[i] = tokens_[i].empty() ? 0 : static_cast<u8>(tokens_[i].back());
   }
   return {};
 }
@@ -153,6 +155,10 @@ Result<Kallsyms> Kallsyms::read(const GuestMemory& memory, PageTableRoot tables,
 }
 
 Result<Kallsyms> Kallsyms::search(const GuestMemory& memory, PageTableRoot tables) {
+  for (const Place& place : find_kallsyms_at_once(memory, tables)) {
+    auto found = read_at(memory, tables, place);
+    if (found.ok()) return found;
+  }
   VMSIEVE_ASSIGN(const auto places, find_kallsyms(memory, tables));
   Error last(ErrorKind::kNotFound, "the kernel image holds no kallsyms");
   for (const Place& place : places) {
@@ -165,10 +171,15 @@ Result<Kallsyms> Kallsyms::search(const GuestMemory& memory, PageTableRoot table
 
 std::vector<std::optional<GuestVirtual>> Kallsyms::addresses(std::span<const std::string_view> names) const {
   std::unordered_map<std::string_view, Wanted> wanted;
+  // Most names are told from all of the wanted by their last character, and most others by their length too,
+  // neither of which takes decoding.
+  std::bitset<256> last_characters;
   std::bitset<kMaxNameBytes + 1> lengths;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    wanted.try_emplace(names[i]);
-    if (names[i].size() <= kMaxNameBytes) lengths.set(names[i].size());
+  for (const std::string_view name : names) {
+    wanted.try_emplace(name);
+    if (name.empty() || name.size() > kMaxNameBytes) continue;
+    last_characters.set(static_cast<u8>(name.back()));
+    lengths.set(name.size());
   }
 
   std::string name;
@@ -177,8 +188,9 @@ std::vector<std::optional<GuestVirtual>> Kallsyms::addresses(std::span<const std
     const auto entry = name_at(names_, at);
     if (!entry) break;
     at = entry->next;
+    if (!last_characters.test(token_ends_[static_cast<u8>(entry->tokens.back())])) continue;
     u64 length = 0;
-    for (const std::byte token : entry->tokens) length += tokens_[static_cast<u8>(token)].size();
+    for (const std::byte token : entry->tokens) length += token_bytes_[static_cast<u8>(token)];
     // The first character is the type, as nm prints it: upper case for global.
     if (length < 2 || length - 1 > kMaxNameBytes || !lengths.test(length - 1)) continue;
     name.clear();

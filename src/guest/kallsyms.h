@@ -70,7 +70,10 @@ class Kallsyms {
 
   std::vector<std::byte> names_;
   std::vector<std::byte> offsets_;
-  std::array<std::string, 256> tokens_;
+  std::array<std::string, kTokens> tokens_;
+  std::array<u16, kTokens> token_bytes_{};
+  std::array<u8, kTokens>
+      token_ends_{};  ///< their last characters; no name of a kernel's ends with an empty one
   GuestVirtual offsets_at_;
   u64 relative_base_ = 0;
   Encoding encoding_ = Encoding::kBaseRelative;

@@ -255,6 +255,35 @@ TEST_F(ReadKernelImage, SearchFindsTablesInSmallPages) {
   EXPECT_TRUE(std::ranges::any_of(*places, [&](const auto& place) { return same(place, made.place()); }));
 }
 
+TEST_F(ReadKernelImage, AtOnceFindsTheSamePlaces) {
+  const FakeKallsyms made({{'D', "linux_banner", kBase}}, kBase + 20 * kMiB + kAt);
+  tables.map_range(kBase, GuestPhysical{0x100'0000}, 32 * kMiB, 21);
+  memory.write(GuestPhysical{0x100'0000 + 20 * kMiB + kAt}, made.bytes());
+  const auto all = find_kallsyms(memory, tables.root());
+  ASSERT_TRUE(all.ok());
+  EXPECT_TRUE(std::ranges::equal(find_kallsyms_at_once(memory, tables.root()), *all, same));
+  EXPECT_TRUE(std::ranges::any_of(*all, [&](const auto& place) { return same(place, made.place()); }));
+}
+
+TEST_F(ReadKernelImage, AtOncePassesOverWhatCannotBeRead) {
+  const FakeKallsyms made({{'D', "linux_banner", kBase}}, kBase + kAt);
+  tables.map_range(kBase, GuestPhysical{0x100'0000}, 16 * kPageSize, 12);
+  memory.write(GuestPhysical{0x100'0000 + kAt}, made.bytes());
+  tables.map_range(kBase + 16 * kPageSize, GuestPhysical{0x900'0000}, kPageSize, 12);  // not RAM
+  EXPECT_TRUE(std::ranges::any_of(find_kallsyms_at_once(memory, tables.root()),
+                                  [&](const auto& place) { return same(place, made.place()); }));
+  const FakeTables nothing(memory, 4, Pfn{0x20}, Pfn{0x21});
+  EXPECT_THAT(find_kallsyms_at_once(memory, nothing.root()), IsEmpty());
+}
+
+TEST_F(ReadKernelImage, AtOnceIsBoundedWhateverTheImageHolds) {
+  const FakeKallsyms made({{'D', "linux_banner", kBase}}, kBase);
+  for (u64 i = 0; i < 200; ++i)
+    tables.map_range(kBase + i * 64 * kKiB, GuestPhysical{0x100'0000}, 32 * kKiB, 12);
+  memory.write(GuestPhysical{0x100'0000}, made.bytes());
+  EXPECT_LE(find_kallsyms_at_once(memory, tables.root()).size(), 4 * 48u);
+}
+
 TEST_F(ReadKernelImage, SearchGivesAFewPlacesOfManyPieces) {
   // Every second page is mapped, each to the same small tables.
   const FakeKallsyms made({{'D', "linux_banner", kBase}}, kBase);
