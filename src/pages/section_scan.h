@@ -42,7 +42,7 @@ VirtualRange memmap_range(const PageLayout& layout, const std::vector<MemorySect
 
 /// Scans the struct pages of all `sections` on `threads` threads, one result for each. A section whose
 /// memory map the guest's own page tables do not give is `unreadable`; only failing to read the guest
-/// is an error. Holds 4 bytes per free block and a buffer of about 256 KiB per thread.
+/// is an error. Holds 4 bytes per free block and a buffer of about 2 MiB per thread.
 /// Of unlisted pages kMaxUnlistedPages are kept in all, whatever the guest shows. What `earlier` has, if it
 /// is given, must be of a scan with the same `layout`, `sections` and `wants`.
 Result<std::vector<ScannedSection>> scan_sections(const GuestMemory& memory, const PageTableRoot& tables,
