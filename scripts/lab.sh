@@ -14,7 +14,8 @@ Usage: scripts/lab.sh WHAT...
 
   base           guest kernel 6.1 and the initramfs: all that the demo needs
   all            base, guest kernels 6.12 and newest, QEMU 10.0: all that the tests need
-  matrix         all, every other guest kernel, and two more QEMUs: what the long tests need
+  matrix         all, every other guest kernel, two more QEMUs, a newer libvirt, crash, a kernel's
+                 debugging information: what the long tests need
   initramfs      the guest's user space, rebuilt when its sources changed
 
   kernel-5.10           from bullseye
@@ -24,9 +25,12 @@ Usage: scripts/lab.sh WHAT...
   kernel-6.12-generic   from bookworm-backports; the other ones are of the cloud flavour
   kernel-sid            from sid
   kernel-newest         from trixie-backports
+  debug-6.1             debugging information of kernel-6.1, 1 GB: what crash and drgn want
   qemu-5.2              from bullseye
   qemu-10.0             from bookworm-backports
   qemu-newest           from trixie-backports, with trixie's libraries
+  crash                 from sid, with its libraries
+  libvirt-backports     libvirt and QEMU of bookworm-backports, to be laid over /usr
   arm64                 for guests on arm64: kernel 6.1, initramfs
   initramfs-arm64, kernel-6.1-arm64
                         these alone
@@ -183,6 +187,20 @@ need_kernel() {
     say "kernel $1 is $(<"$home/release")"
 }
 
+# need_debug NAME SUITE: kernels/NAME/vmlinux, that kernel with its debugging information.
+need_debug() {
+    local name=debug-$1 suite=$2 home=$lab/kernels/$1
+    need_kernel "$1" "$suite"
+    [[ -f $home/vmlinux ]] && return
+    open_suites "$name" /dev/null "$suite"
+    rm -rf "$making"
+    unpack_packages "$name" "$making/tree" "linux-image-$(<"$home/release")-dbg"
+    find "$making/tree/usr/lib/debug/boot" -name 'vmlinux-*' -exec mv {} "$home/vmlinux" \;
+    [[ -f $home/vmlinux ]] || die "linux-image-$(<"$home/release")-dbg holds no kernel"
+    close_suites "$name"
+    say "debugging information of kernel $1"
+}
+
 # need_kernel_arm64 NAME META SUITE: kernels/NAME-arm64, the newest image that
 # the arm64 package META names.
 need_kernel_arm64() {
@@ -240,8 +258,8 @@ need_qemu() {
     say "$("$home/$name" --version | head -n 1)"
 }
 
-# keep_libraries FOLDER PLACE [PROGRAM]: lets the QEMU unpacked in FOLDER, which is to be moved
-# to PLACE, find its own libraries first, whoever starts it with whatever environment.
+# keep_libraries FOLDER PLACE [PROGRAM]: lets the QEMU, or PROGRAM, unpacked in FOLDER, which is to be
+# moved to PLACE, find its own libraries first, whoever starts it with whatever environment.
 keep_libraries() {
     local qemu=$1/usr/bin/${3:-qemu-system-x86_64} path
     path=$2/usr/lib/x86_64-linux-gnu:$2/lib/x86_64-linux-gnu
@@ -252,7 +270,51 @@ keep_libraries() {
     [[ ! -e $1/$loader ]] || patchelf --set-interpreter "$2/$loader" "$qemu"
 }
 
-# The same of the QEMU that runs arm64 guests.
+# need_crash: crash/usr/bin/crash, sid's with sid's libraries. Of a 6.1 kernel that has not crashed,
+# 8.0.2 (bookworm's) lists the idle tasks alone and 8.0.6 (trixie's) gives up at a stack of no size,
+# also in QEMU's own dump.
+need_crash() {
+    local name=crash home=$lab/crash libraries
+    "$home/usr/bin/crash" --version >/dev/null 2>&1 && return
+    open_suites "$name" /dev/null sid
+    mapfile -t libraries < <(
+        apt_in "$name" apt-get install -s crash |
+        sed -nE 's/^Inst (lib[^ ]+|zlib1g) \(([^ ]+) .*/\1=\2/p')
+    rm -rf "$making"
+    unpack_packages "$name" "$making/home" crash "${libraries[@]}"
+    keep_libraries "$making/home" "$home" crash
+    rm -rf "$home"
+    mv "$making/home" "$home"
+    "$home/usr/bin/crash" --version >/dev/null || die "the unpacked crash does not run"
+    close_suites "$name"
+    say "$("$home/usr/bin/crash" --version | head -n 1)"
+}
+
+# need_libvirt: libvirt-backports/usr, a libvirt with its QEMU and all that they need and the
+# machine lacks. Both have places compiled into them, so a test lays it over /usr for itself.
+need_libvirt() {
+    local name=libvirt-backports home=$lab/libvirt-backports packages part
+    [[ -x $home/usr/sbin/libvirtd ]] && return
+    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates bookworm-backports
+    mapfile -t packages < <(
+        apt_in "$name" apt-get install -s -t bookworm-backports \
+               libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 |
+        sed -nE 's/^Inst ([^ ]+) (\[[^]]*\] )?\(([^ ]+) .*/\1=\3/p')
+    rm -rf "$making"
+    unpack_packages "$name" "$making/tree" -t bookworm-backports "${packages[@]}"
+    for part in bin sbin lib lib64; do
+        [[ ! -d $making/tree/$part ]] || cp -a "$making/tree/$part/." "$making/tree/usr/$part/"
+    done
+    mkdir -p "$making/home"
+    mv "$making/tree/usr" "$making/home/usr"
+    [[ -x $making/home/usr/sbin/libvirtd ]] || die "bookworm-backports has no libvirtd"
+    rm -rf "$home"
+    mv "$making/home" "$home"
+    close_suites "$name"
+    say "libvirt of bookworm-backports"
+}
+
+# As need_qemu, for the QEMU that runs arm64 guests.
 need_qemu_arm64() {
     local home=$lab/qemu-10.0-arm64 name=qemu-10.0-arm64
     "$home/qemu-10.0" --version >/dev/null 2>&1 && return
@@ -365,10 +427,12 @@ need() {
                              need arm64 ;;
         matrix)              need all; need kernel-5.10; need kernel-6.1-rt
                              need kernel-6.12-generic; need kernel-sid
-                             need qemu-5.2; need qemu-newest
+                             need qemu-5.2; need qemu-newest; need debug-6.1
+                             need crash; need libvirt-backports
                              need kernel-16k-arm64; need kernel-newest-arm64
                              need qemu-10.0-arm64 ;;
         initramfs)           need_initramfs ;;
+        debug-6.1)           need_debug 6.1 bookworm ;;
         kernel-5.10)         need_kernel 5.10 bullseye ;;
         kernel-6.1)          need_kernel 6.1 bookworm ;;
         kernel-6.1-rt)       need_kernel 6.1-rt bookworm rt-amd64 ;;
@@ -380,6 +444,8 @@ need() {
         qemu-10.0)           need_qemu 10.0 /var/lib/dpkg/status "" \
                                        bookworm bookworm-updates bookworm-backports ;;
         qemu-newest)         need_qemu newest /dev/null "" trixie trixie-backports ;;
+        crash)               need_crash ;;
+        libvirt-backports)   need_libvirt ;;
         arm64)               need kernel-6.1-arm64; need initramfs-arm64 ;;
         initramfs-arm64)     need_initramfs_arm64 ;;
         kernel-6.1-arm64)    need_kernel_arm64 6.1 linux-image-cloud-arm64 bookworm ;;

@@ -16,6 +16,8 @@ namespace vmsieve {
 
 namespace {
 
+constexpr std::size_t kMostImagePieces = 1024;
+
 /// NUMBER(kimage_voffset) is arm64's own (arch/arm64/kernel/vmcore_info.c), the program's and the machine's
 /// names are QEMU's.
 ElfMachine machine_of(const Manifest& manifest) {
@@ -100,32 +102,38 @@ Result<u64> write_raw(const CheckpointReader& reader, OutputFile& file, unsigned
   return end;
 }
 
-/// The kernel's image once more, with the address at which it is mapped, as a kernel's own core has it:
-/// makedumpfile tells by it where a kernel with KASLR is. None when it is not all in the file.
-std::optional<FileSegment> kernel_image(ElfMachine machine, std::string_view vmcoreinfo,
-                                        const std::vector<FileSegment>& segments) {
+/// The kernel's image once more, with the addresses at which it is mapped, as a kernel's own core has it:
+/// makedumpfile tells by the first one where a kernel with KASLR is, and drgn reads the kernel's own page
+/// tables there, by which it reads everything else. In pieces, since memory that only the kernel's start
+/// needed is free and left out. None when its beginning is not in the file.
+std::vector<FileSegment> kernel_image(ElfMachine machine, std::string_view vmcoreinfo,
+                                      const std::vector<FileSegment>& segments) {
   constexpr u64 kImageBytes = 64 * kMiB;
   constexpr u64 kX86Map = 0xffffffff80000000;  // __START_KERNEL_map, arch/x86/include/asm/page_64_types.h
   const auto info = VmcoreInfo::parse(vmcoreinfo);
-  if (!info.ok()) return std::nullopt;
+  if (!info.ok()) return {};
   const auto text = info->symbol("_stext");
   const auto base = info->number(machine == ElfMachine::kX86 ? "phys_base" : "kimage_voffset");
-  if (!text || !base) return std::nullopt;
+  if (!text || !base) return {};
   const u64 virtual_address = round_down(text->value, kPageSize);
   const u64 address = machine == ElfMachine::kX86 ? virtual_address - kX86Map + static_cast<u64>(*base)
                                                   : virtual_address - static_cast<u64>(*base);
+  const u64 end = address + kImageBytes;
+  if (address % kPageSize != 0 || end < address || virtual_address > ~u64{0} - kImageBytes) return {};
+  std::vector<FileSegment> pieces;
   for (const FileSegment& segment : segments) {
-    const u64 bytes = segment.file_pages * kPageSize;
-    if (address < segment.address || address - segment.address >= bytes || address % kPageSize != 0) continue;
-    const u64 into = address - segment.address;
-    FileSegment image = segment;
-    image.address = address;
-    image.offset += into;
-    image.file_pages = image.pages = std::min(bytes - into, kImageBytes) >> kPageShift;
-    image.virtual_address = virtual_address;
-    return image;
+    const u64 first = std::max(address, segment.address);
+    const u64 last = std::min(end, segment.address + segment.file_pages * kPageSize);
+    if (first >= last) continue;
+    FileSegment& piece = pieces.emplace_back(segment);
+    piece.address = first;
+    piece.offset += first - segment.address;
+    piece.file_pages = piece.pages = (last - first) >> kPageShift;
+    piece.virtual_address = virtual_address + (first - address);
+    if (pieces.size() == kMostImagePieces) break;
   }
-  return std::nullopt;
+  if (pieces.empty() || pieces.front().address != address) return {};
+  return pieces;
 }
 
 Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned threads,
@@ -133,11 +141,11 @@ Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned
   const Manifest& manifest = reader.manifest();
   const std::string& vmcoreinfo = manifest.introspection.vmcoreinfo;
   const ElfMachine machine = machine_of(manifest);
-  // Two headers more: the note's and the kernel image's.
+  // The note has a header too.
   std::vector<FileSegment> segments =
-      segments_without_free(manifest, reader.index(), 0, kMostElfSegments - 2);
-  const bool has_image = kernel_image(machine, vmcoreinfo, segments).has_value();
-  const u64 head = elf_head_bytes(segments.size() + (has_image ? 1 : 0), vmcoreinfo);
+      segments_without_free(manifest, reader.index(), 0, kMostElfSegments - kMostImagePieces - 1);
+  const std::size_t pieces = kernel_image(machine, vmcoreinfo, segments).size();
+  const u64 head = elf_head_bytes(segments.size() + pieces, vmcoreinfo);
   u64 end = head;
   for (FileSegment& segment : segments) {
     segment.offset += head;
@@ -145,8 +153,8 @@ Result<u64> write_elf(const CheckpointReader& reader, OutputFile& file, unsigned
     // max_file_offset), and would run off its end.
     end = std::max(end, segment.offset + segment.pages * kPageSize);
   }
-  std::vector<FileSegment> shown = segments;
-  if (const auto image = kernel_image(machine, vmcoreinfo, segments)) shown.insert(shown.begin(), *image);
+  std::vector<FileSegment> shown = kernel_image(machine, vmcoreinfo, segments);
+  shown.insert(shown.end(), segments.begin(), segments.end());
   VMSIEVE_TRY(file.write_at(0, elf_head(machine, shown, vmcoreinfo)));
   VMSIEVE_TRY(write_segments(reader, segments, threads, file, progress));
   return end;

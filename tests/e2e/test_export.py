@@ -3,12 +3,13 @@
 
 import contextlib
 import filecmp
+import re
 import subprocess
 
 import pytest
 
 from tests.conftest import BINARY, Vmsieve, monitor
-from tests.lab import Guest, Qmp, Serial, wait_until
+from tests.lab import Guest, Qmp, Serial, lab, wait_until
 from tests.soak.vmcore import Structures
 
 MIB = 512
@@ -129,6 +130,51 @@ def test_drgn_reads_a_core(guest_and_store, tmp_path):
     assert structures.free_by_lists() == ours
     segments = subprocess.run(["readelf", "-lW", str(core)], check=True, capture_output=True, text=True).stdout
     assert segments.count(" LOAD ") > 3 and " NOTE " in segments
+
+
+def test_drgn_translates_addresses_in_a_core_without_any_free_page(guest_and_store, tmp_path):
+    """By the kernel's own page tables, which it finds where the image is mapped: memory that only the kernel's start
+    needed is left out before them."""
+    drgn = pytest.importorskip("drgn")
+    _, command, checkpoint, _ = guest_and_store
+    core = tmp_path / "core"
+    command.run("export", checkpoint, "--format", "elf", "--output", core)
+    with open(core, "rb") as file:
+        symbols = dict(re.findall(rb"SYMBOL\((\w+)\)=([0-9a-f]+)", file.read(1 << 20)))
+    program = drgn.Program()
+    program.set_core_dump(core)
+    assert any(program.read(int(symbols[b"swapper_pg_dir"], 16), 4096))
+    # Allocated, so outside of the image.
+    assert any(program.read(int(symbols[b"mem_section"], 16), 4096))
+
+
+PROCESSES = """\
+import drgn.helpers.linux.pid
+for task in drgn.helpers.linux.pid.for_each_task(prog):
+    print(task.pid.value_(), task.comm.string_().decode())
+"""
+
+
+@pytest.mark.matrix
+def test_crash_and_drgn_list_the_processes_of_a_core(guest_and_store, tmp_path):
+    """With the kernel's debugging information, which they cannot do without."""
+    crash = lab("crash") / "crash" / "usr" / "bin" / "crash"
+    vmlinux = lab("debug-6.1") / "kernels" / "6.1" / "vmlinux"
+    _, command, checkpoint, _ = guest_and_store
+    core = tmp_path / "core"
+    command.run("export", checkpoint, "--format", "elf", "--output", core)
+    told = subprocess.run([crash, "-s", str(vmlinux), str(core)], input="ps\nquit\n", check=False, capture_output=True,
+                          text=True, timeout=300)
+    assert told.returncode == 0, told.stdout + told.stderr
+    by_crash = {line.split()[-1].strip("[]") for line in told.stdout.splitlines() if line.strip()}
+    assert {"selfcheck", "kthreadd", "kswapd0"} <= by_crash, told.stdout
+    script = tmp_path / "processes.py"
+    script.write_text(PROCESSES, encoding="ascii")
+    told = subprocess.run(["drgn", "-q", "-c", str(core), "-s", str(vmlinux), str(script)], check=False, capture_output=True,
+                          text=True, timeout=300)
+    assert told.returncode == 0, told.stdout + told.stderr
+    by_drgn = {line.split(" ", 1)[1] for line in told.stdout.splitlines()}
+    assert {"selfcheck", "kthreadd", "kswapd0"} <= by_drgn <= by_crash, told.stdout
 
 
 def test_makedumpfile_reads_a_core(guest_and_store, tmp_path):
