@@ -168,6 +168,7 @@ def measure(options):
 
         times = {name: [] for name in ("empty", "lazy none", "lazy zstd", "eager none", "eager zstd", *ways)}
         fills = {"none": [], "zstd": []}
+        steps = {"none": [], "zstd": []}
         faults = []
         for _ in range(options.rounds):
             times["empty"].append(bench.empty_start_ms())
@@ -177,6 +178,7 @@ def measure(options):
                     times[f"{way} {compression}"].append(answered)
                     if way == "lazy":
                         fill = report["fill"]
+                        steps[compression].append((report["start_ms"], report["ready_ms"]))
                         fills[compression].append(fill["bytes"] / fill["ms"] / 1e6)
                         faults.append(fill)
             for name, way in ways.items():
@@ -193,6 +195,9 @@ def measure(options):
         for name, values in times.items():
             over = f"{statistics.median(values) - empty:+.0f} ms over QEMU's start" if name != "empty" else ""
             describe(names.get(name, f"vmsieve restore, {name}"), values, reference, over)
+        for compression, times in steps.items():
+            started, ready = (statistics.median(column) for column in zip(*times))
+            print(f"lazy, {compression}: QEMU answers after {started:.0f} ms, the guest runs after {ready:.0f} ms (medians)")
         for compression, rates in fills.items():
             print(f"fill, {compression}: {statistics.median(rates):.2f} GB/s ({min(rates):.2f}-{max(rates):.2f})")
         print(f'faults {statistics.median(f["faults"] for f in faults):.0f}, longest '

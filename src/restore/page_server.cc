@@ -20,6 +20,10 @@ namespace {
 
 constexpr int kFaultPollMilliseconds = 20;
 constexpr std::chrono::milliseconds kProgressInterval{100};
+// While the guest asks for one page after the other, so long and no longer.
+constexpr std::chrono::milliseconds kHeadStart{1000};
+constexpr std::chrono::milliseconds kAskedLately{8};
+constexpr std::chrono::milliseconds kHeldBack{2};  // at a time
 constexpr u64 kFirstBytes = 64 * kKiB;  // around a page that is waited for, before the rest of its frame
 constexpr u64 kZeroBytes = 2 * kMiB;    // at once, where zeros are waited for
 
@@ -134,6 +138,7 @@ Result<void> PageServer::keep_guard() {
 
 Result<void> PageServer::serve_fault(u64 address) {
   const Clock::time_point told = Clock::now();
+  last_asked_ = told;
   const auto place = plan_.find(address);
   if (!place) return {};  // none of ours: the kernel tells of registered memory only
   if (place->job) {
@@ -177,6 +182,13 @@ void PageServer::note_fault(Clock::time_point told) {
 
 // ---- jobs ----
 
+/// A guest that has just begun runs from one missing page to the next: what is filled beside it would make it
+/// wait for a core, and for the bytes, at each of them.
+bool PageServer::guest_needs_the_cores() const {
+  const Clock::time_point now = Clock::now();
+  return now - began_ < kHeadStart && now - last_asked_.load() < kAskedLately;
+}
+
 bool PageServer::take(std::size_t job) {
   const std::lock_guard lock(mutex_);
   if (states_[job] != JobState::kOpen) return false;
@@ -213,6 +225,9 @@ void PageServer::work(bool faults_only) {
           continue;
         }
         state = JobState::kTaken;
+      } else if (!faults_only && guest_needs_the_cores()) {
+        urgent_comes_.wait_for(lock, kHeldBack);
+        continue;
       }
     }
     std::optional<std::size_t> job = urgent ? std::optional{urgent->job} : std::nullopt;

@@ -93,6 +93,7 @@ class PageServer {
 
   void work(bool faults_only);
   std::optional<std::size_t> next_open();
+  bool guest_needs_the_cores() const;
   bool take(std::size_t job);
   Result<void> do_job(std::size_t job, u64 first_address, Scratch& scratch);
   Result<void> place_piece(const MissingPiece& piece, std::span<const std::byte> bytes, u64 first_address);
@@ -114,6 +115,8 @@ class PageServer {
   std::unique_ptr<MissingGuard> guard_;  // the fault thread's while it runs
   std::optional<Result<VmLock>> lock_;   // and this: a save must not see memory with holes
   const Stopwatch watch_;
+  const Clock::time_point began_ = Clock::now();
+  std::atomic<Clock::time_point> last_asked_ = Clock::time_point{};
 
   std::vector<std::byte> zeros_;
   std::atomic<std::size_t> next_job_ = 0;

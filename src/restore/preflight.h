@@ -32,6 +32,7 @@ Result<void> check_obstacles(const QemuCommandLine& command_line, const std::str
 /// checkpoint leaves out do not read as zeros then.
 bool fills_memory_itself(const QemuCommandLine& command_line);
 
+/// Of a program's words before it is started, or of the greeting of one that was and got nothing yet.
 /// kIncompatible when `version` is older than the checkpoint's QEMU: an older one refuses, or worse ignores,
 /// what it does not know. A newer one, and another release of the same series, take the old machine types.
 Result<void> check_version(const Manifest& manifest, std::string_view version);
