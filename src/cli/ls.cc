@@ -12,6 +12,11 @@ namespace vmsieve::cli {
 
 namespace {
 
+Result<Inspection> look_at(const QemuProcess& process) {
+  VMSIEVE_ASSIGN(const VmAddress address, resolve_vm(fmt::format("pid:{}", process.pid)));
+  return inspect_vm(address, {.threads = 0, .pause = false, .classes = false, .largest = 0});
+}
+
 int list_vms(const Common& common) {
   const auto processes = list_qemu_processes();
   if (!processes) return report(processes.error(), common);
@@ -19,8 +24,11 @@ int list_vms(const Common& common) {
       {"NAME", "PID", "STATE", "RAM", "USED", "FREE", "ACCEL", "KERNEL", "TRACKED", "MONITOR"}};
   Json vms = Json::array();
   for (const QemuProcess& process : *processes) {
-    const std::string qmp = process.qmp_paths.empty() ? "" : process.qmp_paths.front();
-    Json vm = {{"name", process.name}, {"pid", process.pid}, {"qmp", qmp}};
+    // Through its libvirt a domain answers to another name.
+    const bool libvirts = started_by_libvirt(process);
+    const std::string name = libvirts ? "libvirt:" + process.name : process.name;
+    const std::string qmp = libvirts || process.qmp_paths.empty() ? "" : process.qmp_paths.front();
+    Json vm = {{"name", name}, {"pid", process.pid}, {"qmp", qmp}};
     std::string since = "-";
     if (const auto tracking = Tracking::find(process.pid); tracking.ok() && *tracking) {
       const TrackingRecord& record = (*tracking)->record();
@@ -30,10 +38,7 @@ int list_vms(const Common& common) {
                         {"checkpoint", record.checkpoint},
                         {"reason", record.why_none}};
     }
-    Result<Inspection> seen =
-        qmp.empty()
-            ? Result<Inspection>(Error(ErrorKind::kUnsupported, "it has no QMP monitor on a UNIX socket"))
-            : inspect_vm({process, qmp}, {.threads = 0, .pause = false, .classes = false, .largest = 0});
+    const Result<Inspection> seen = look_at(process);
     if (seen) {
       vm.update({{"total_bytes", seen->total_bytes},
                  {"used_bytes", seen->used_bytes},
@@ -44,13 +49,13 @@ int list_vms(const Common& common) {
                  {"reason", seen->reason}});
       // Without a kernel nothing is known of what is used.
       const bool known = !seen->kernel.empty();
-      rows.push_back({process.name, std::to_string(process.pid), seen->running ? "running" : "stopped",
+      rows.push_back({name, std::to_string(process.pid), seen->running ? "running" : "stopped",
                       human_bytes(seen->total_bytes), known ? human_bytes(seen->used_bytes) : "-",
                       known ? human_bytes(seen->free_bytes) : "-", seen->accelerator,
-                      known ? seen->kernel : "-", since, qmp});
+                      known ? seen->kernel : "-", since, libvirts ? "libvirt's" : qmp});
     } else {
       vm["reason"] = seen.error().message();
-      rows.push_back({process.name, std::to_string(process.pid), "-", "-", "-", "-", "-", "-", since,
+      rows.push_back({name, std::to_string(process.pid), "-", "-", "-", "-", "-", "-", since,
                       fmt::format("- ({})", seen.error().message())});
     }
     vms.push_back(std::move(vm));

@@ -132,9 +132,31 @@ std::string describe(const std::vector<QemuProcess>& processes) {
   return text.empty() ? "there is no QEMU process" : "there is " + text;
 }
 
+/// `-uuid`'s value; empty when not given.
+std::string uuid_of(const QemuProcess& process) {
+  const std::vector<std::string>& arguments = process.arguments;
+  const auto uuid = std::find(arguments.begin(), arguments.end(), "-uuid");
+  return uuid == arguments.end() || uuid + 1 == arguments.end() ? std::string{} : *(uuid + 1);
+}
+
+/// libvirt's API tells no process: it is the one QEMU that was given the domain's UUID.
+Result<VmAddress> resolve_libvirt(const std::string& name) {
+  VMSIEVE_ASSIGN(std::shared_ptr<const LibvirtDomain> domain, LibvirtDomain::open(name, ""));
+  VMSIEVE_ASSIGN(std::vector<QemuProcess> processes, list_qemu_processes());
+  std::erase_if(processes, [&](const QemuProcess& process) { return uuid_of(process) != domain->uuid(); });
+  if (processes.size() != 1) {
+    return make_error(processes.empty() ? ErrorKind::kNotFound : ErrorKind::kAmbiguous,
+                      "libvirt:{}: {} QEMUs that can be seen from here have its UUID {}", name,
+                      processes.size(), domain->uuid());
+  }
+  std::string qmp_path = domain->qmp_path();
+  return VmAddress{std::move(processes.front()), std::move(qmp_path), std::move(domain)};
+}
+
 /// The first monitor that answers: others may be held by a management program for good.
 Result<VmAddress> choose_monitor(QemuProcess process) {
   constexpr QmpClient::Milliseconds kProbe{300};
+  if (started_by_libvirt(process)) return resolve_libvirt(uuid_of(process));
   if (process.qmp_paths.empty()) {
     return make_error(
         ErrorKind::kUnsupported,
@@ -197,27 +219,19 @@ Result<VmAddress> resolve_name(const std::string& name) {
   return choose_monitor(std::move(fitting.front()));
 }
 
-/// libvirt's API tells no process: it is the one QEMU that was given the domain's UUID.
-Result<VmAddress> resolve_libvirt(const std::string& name) {
-  VMSIEVE_ASSIGN(std::shared_ptr<const LibvirtDomain> domain, LibvirtDomain::open(name, ""));
-  VMSIEVE_ASSIGN(std::vector<QemuProcess> processes, list_qemu_processes());
-  std::erase_if(processes, [&](const QemuProcess& process) {
-    const std::vector<std::string>& arguments = process.arguments;
-    const auto uuid = std::find(arguments.begin(), arguments.end(), "-uuid");
-    return uuid == arguments.end() || uuid + 1 == arguments.end() || *(uuid + 1) != domain->uuid();
-  });
-  if (processes.size() != 1) {
-    return make_error(processes.empty() ? ErrorKind::kNotFound : ErrorKind::kAmbiguous,
-                      "libvirt:{}: {} QEMUs that can be seen from here have its UUID {}", name,
-                      processes.size(), domain->uuid());
-  }
-  std::string qmp_path = domain->qmp_path();
-  return VmAddress{std::move(processes.front()), std::move(qmp_path), std::move(domain)};
-}
-
 }  // namespace
 
 Result<QemuProcess> read_qemu_process(pid_t pid) { return read_process(pid, Check::kName); }
+
+bool started_by_libvirt(const QemuProcess& process) {
+  const bool has_its_secret = std::ranges::any_of(process.arguments, [](const std::string& argument) {
+    return argument.find("secret") != std::string::npos && argument.find("masterKey0") != std::string::npos;
+  });
+  const auto monitors = monitor_sockets(process.arguments);
+  return has_its_secret && std::ranges::all_of(monitors, [](const MonitorSocket& socket) {
+           return socket.descriptor.has_value();
+         });
+}
 
 Result<UniqueFd> open_process(pid_t pid) {
   const long fd = ::syscall(SYS_pidfd_open, pid, 0);

@@ -37,6 +37,12 @@ Result<std::vector<QemuProcess>> list_qemu_processes();
 /// Reads one process; kNotFound when there is none, kUnsupported when it is no QEMU.
 Result<QemuProcess> read_qemu_process(pid_t pid);
 
+/// libvirt's, which holds its monitor: every QEMU that libvirt starts has a secret of the id masterKey0
+/// (libvirt, src/qemu/qemu_command.c, qemuBuildMasterKeyCommandLine; the id is from qemu_alias.c), and a
+/// monitor whose socket was passed as a descriptor. A QEMU that was restored from a domain's checkpoint has
+/// the secret too, and a monitor of its own.
+bool started_by_libvirt(const QemuProcess& process);
+
 /// A handle of the process (pidfd_open(2), Linux 5.3), readable when it has ended. kVanished when it is gone.
 Result<UniqueFd> open_process(pid_t pid);
 
@@ -53,7 +59,8 @@ struct VmAddress {
 
 /// Finds the VM that `spec` names: a QMP socket's path (it contains '/' or exists as a socket),
 /// `pid:N`, a QEMU `-name`, or `libvirt:NAME` (or UUID; LibvirtDomain). kNotFound lists what there
-/// is; kAmbiguous names the candidates. Of several monitors the first one that answers is taken.
+/// is; kAmbiguous names the candidates. Of several monitors the first one that answers is taken; a QEMU of
+/// libvirt's that is named otherwise is reached through libvirt all the same.
 /// A process behind a QMP socket's path counts as QEMU, whatever its executable is called.
 Result<VmAddress> resolve_vm(const std::string& spec);
 

@@ -38,10 +38,11 @@ class VmsieveBeside(Vmsieve):
         return result.stdout
 
 
-@pytest.fixture(scope="module", name="libvirt")
-def fixture_libvirt():
+@pytest.fixture(scope="module", name="libvirt",
+                params=[pytest.param(None, id="system"), pytest.param("backports", marks=pytest.mark.matrix)])
+def fixture_libvirt(request):
     try:
-        with Libvirt() as libvirt:
+        with Libvirt(request.param) as libvirt:
             yield libvirt
     except Unavailable as error:
         pytest.skip(str(error))
@@ -263,6 +264,14 @@ def test_a_watch_brings_the_domain_back(vmsieve, libvirt, domain):
         watch.terminate()
         watch.wait(30)
     assert libvirt.state("web1") == "running"
+
+
+def test_it_is_listed_and_found_by_other_names(vmsieve, libvirt, domain):
+    assert domain is not None and libvirt.state("web1") == "running"
+    [listed] = [vm for vm in vmsieve.json("ls")["vms"] if vm["name"] == "libvirt:web1"]
+    assert 0 < listed["used_bytes"] < listed["total_bytes"] and listed["running"]
+    for name in ("web1", f'pid:{listed["pid"]}'):
+        assert vmsieve.json("inspect", name)["kernel"] == listed["kernel"]
 
 
 def test_names_that_are_none(vmsieve, libvirt, domain):

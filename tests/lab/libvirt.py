@@ -15,6 +15,8 @@ from .serial import Serial
 # What libvirt keeps for itself, by places that are compiled into it.
 OWN_FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt", "/run/libvirt")
 
+MODULES = ("lib/x86_64-linux-gnu/libvirt", "lib/x86_64-linux-gnu/qemu")
+
 USER = "64055"  # Debian's number for libvirt-qemu
 
 QEMU_CONF = """\
@@ -26,10 +28,16 @@ namespaces = [ ]
 
 
 class Libvirt:
-    """With it: a running libvirtd. QEMUs run as libvirt's own user, in its sandbox, as they do by default."""
+    """With it: a running libvirtd. QEMUs run as libvirt's own user, in its sandbox, as they do by default.
+
+    `pair`: whose libvirt and QEMU: None for the system's, or 'backports', the lab's of bookworm-backports.
+    """
+
+    def __init__(self, pair=None):
+        self.over_usr = lab(f"libvirt-{pair}") / f"libvirt-{pair}" / "usr" if pair else None
 
     def __enter__(self):
-        if not shutil.which("libvirtd") or not shutil.which("virsh"):
+        if not self.over_usr and not (shutil.which("libvirtd") and shutil.which("virsh")):
             raise Unavailable("there is no libvirtd")
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="vmsieve-libvirt-"))
         self.folder.chmod(0o755)
@@ -40,6 +48,10 @@ class Libvirt:
             # domain, which takes a minute.
             (self.folder / "no-kvm").touch(mode=0o000)
             mounts.append(f"mount --bind {self.folder}/no-kvm /dev/kvm")
+        if self.over_usr:
+            mounts.append(f"mount -t overlay -o lowerdir={self.over_usr}:/usr none /usr")
+            # Modules of another version would be loaded too.
+            mounts += [f"mount --bind {self.over_usr}/{folder} /usr/{folder}" for folder in MODULES]
         mounts.append(f"cp {self.folder}/*.conf /etc/libvirt/")
         (self.folder / "qemu.conf").write_text(QEMU_CONF, encoding="ascii")
         (self.folder / "libvirtd.conf").write_text('auth_unix_rw = "none"\n', encoding="ascii")
