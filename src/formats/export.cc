@@ -221,4 +221,10 @@ Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const Exp
   return ExportReport{bytes, file->allocated_bytes()};
 }
 
+Result<u64> export_libvirt_stream(const CheckpointReader& reader, unsigned threads, UniqueFd pipe,
+                                  const ProgressFunction& progress) {
+  const auto file = OutputFile::stream(std::move(pipe), "libvirt's pipe");
+  return write_stream(reader, *file, true, threads, progress);
+}
+
 }  // namespace vmsieve

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "vmsieve/base/fd.h"
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/store/checkpoint_reader.h"
@@ -37,5 +38,9 @@ struct ExportOptions {
 /// is written in one go (kQemu, kLibvirt). Every frame is checked; on an error there is no file.
 Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const ExportOptions& options,
                                        const std::string& path, const ProgressFunction& progress = {});
+
+/// What is behind the head of an image for libvirt, into a pipe. How many bytes it was.
+Result<u64> export_libvirt_stream(const CheckpointReader& reader, unsigned threads, UniqueFd pipe,
+                                  const ProgressFunction& progress = {});
 
 }  // namespace vmsieve

@@ -1,17 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/formats/libvirt_image.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
 #include <algorithm>
 #include <cstring>
 #include <thread>
 
 #include "vmsieve/base/clock.h"
 #include "vmsieve/base/endian.h"
-#include "vmsieve/base/runtime_folder.h"
 #include "vmsieve/formats/export.h"
+#include "vmsieve/formats/libvirt_fifo.h"
 #include "vmsieve/qemu/libvirt_domain.h"
 #include "vmsieve/qemu/process.h"
 #include "vmsieve/restore/preflight.h"
@@ -23,39 +20,36 @@ namespace {
 constexpr u32 kImageVersion = 2;
 constexpr u64 kUnusedWords = 14;
 
-/// A FIFO that only this user may open, gone with this object.
-class Fifo {
- public:
-  static Result<std::unique_ptr<Fifo>> make() {
-    const std::string folder = runtime_folder();
-    if (folder.empty()) return Error(ErrorKind::kIo, "there is no place for a FIFO");
-    std::unique_ptr<Fifo> fifo{new Fifo(fmt::format("{}/libvirt-restore-{}", folder, ::getpid()))};
-    (void)::unlink(fifo->path_.c_str());
-    if (::mkfifo(fifo->path_.c_str(), 0600) != 0)
-      return errno_error(errno, fmt::format("cannot make {}", fifo->path_));
-    return fifo;
+/// QEMUs that libvirt has started for domains of this name.
+std::vector<pid_t> qemus_of(const std::string& domain) {
+  std::vector<pid_t> found;
+  const auto processes = list_qemu_processes();
+  if (!processes.ok()) return found;
+  for (const QemuProcess& process : *processes) {
+    if (process.name == domain && started_by_libvirt(process)) found.push_back(process.pid);
   }
-  ~Fifo() { (void)::unlink(path_.c_str()); }
-  Fifo(const Fifo&) = delete;
-  Fifo& operator=(const Fifo&) = delete;
-
-  const std::string& path() const { return path_; }
-  /// Whoever waits in open(2) to write goes on, and is told that nobody reads.
-  void give_up() const { UniqueFd{::open(path_.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)}; }
-
- private:
-  explicit Fifo(std::string path) : path_(std::move(path)) {}
-  std::string path_;
-};
+  return found;
+}
 
 Result<void> feed_libvirt(const CheckpointReader& reader, bool running, unsigned threads,
                           const ProgressFunction& progress) {
-  VMSIEVE_ASSIGN(const auto fifo, Fifo::make());
-  ExportOptions exporting{.format = ExportFormat::kLibvirt};
-  exporting.threads = threads != 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
-  Result<ExportReport> written = Error(ErrorKind::kIo, "nothing was written");
-  std::thread writer([&] { written = export_checkpoint(reader, exporting, fifo->path(), progress); });
-  const auto restored = restore_libvirt_image(fifo->path(), running, reader.manifest().libvirt.uri);
+  const Manifest& manifest = reader.manifest();
+  VMSIEVE_ASSIGN(const auto fifo, LibvirtFifo::make());
+  const unsigned used = threads != 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
+  // One that runs already is why libvirt will refuse.
+  const std::vector<pid_t> others = qemus_of(manifest.libvirt.domain);
+  const auto is_loading = [&] {
+    return std::ranges::any_of(qemus_of(manifest.libvirt.domain),
+                               [&](pid_t pid) { return std::ranges::find(others, pid) == others.end(); });
+  };
+  const auto write = [&]() -> Result<u64> {
+    const auto head = LibvirtImageHead::encode(manifest.libvirt.xml, manifest.was_running);
+    VMSIEVE_ASSIGN(UniqueFd fd, fifo->serve_head(head, is_loading));
+    return export_libvirt_stream(reader, used, std::move(fd), progress);
+  };
+  Result<u64> written = Error(ErrorKind::kIo, "nothing was written");
+  std::thread writer([&] { written = write(); });
+  const auto restored = restore_libvirt_image(fifo->path(), running, manifest.libvirt.uri);
   if (!restored) fifo->give_up();
   writer.join();
   // What went wrong with the checkpoint says more than that libvirt had no more of it.

@@ -40,17 +40,21 @@ Result<std::unique_ptr<OutputFile>> OutputFile::create(const std::string& path) 
   if (path == "-") {
     const int fd = ::fcntl(STDOUT_FILENO, F_DUPFD_CLOEXEC, 0);
     if (fd < 0) return errno_error(errno, "cannot write to standard output");
-    return std::unique_ptr<OutputFile>(new OutputFile(UniqueFd(fd), "standard output", ""));
+    return stream(UniqueFd(fd), "standard output");
   }
   if (is_fifo(path)) {
     VMSIEVE_ASSIGN(UniqueFd fd, open_file(path, O_WRONLY));
-    return std::unique_ptr<OutputFile>(new OutputFile(std::move(fd), path, ""));
+    return stream(std::move(fd), path);
   }
   if (exists(path)) return exists_error(path);
   std::string partial = folder_of(path) + "/.vmsieve-export-XXXXXX";
   const int fd = ::mkostemp(partial.data(), O_CLOEXEC);
   if (fd < 0) return errno_error(errno, fmt::format("cannot make a file in {}", folder_of(path)));
   return std::unique_ptr<OutputFile>(new OutputFile(UniqueFd(fd), path, std::move(partial)));
+}
+
+std::unique_ptr<OutputFile> OutputFile::stream(UniqueFd fd, std::string name) {
+  return std::unique_ptr<OutputFile>(new OutputFile(std::move(fd), std::move(name), ""));
 }
 
 OutputFile::~OutputFile() {

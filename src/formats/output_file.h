@@ -18,6 +18,8 @@ class OutputFile {
   /// kBusy when there is something of that name already. "-" is standard output; it and a FIFO take append()
   /// only. Waits until somebody reads from the FIFO.
   static Result<std::unique_ptr<OutputFile>> create(const std::string& path);
+  /// A pipe or the like that is open already; it takes append() only.
+  static std::unique_ptr<OutputFile> stream(UniqueFd fd, std::string name);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
