@@ -167,6 +167,15 @@ Result<void> check_executable(const Manifest& manifest, const std::string& execu
   return check_version(manifest, version);
 }
 
+/// What this host must have, and what is in the way; the files that RAM will be in.
+Result<RamFileCheck> check_surroundings(const Manifest& manifest, const QemuCommandLine& command_line,
+                                        bool disks_as_they_are) {
+  VMSIEVE_TRY(check_disks(manifest, disks_as_they_are));
+  VMSIEVE_TRY(check_accelerator(command_line));
+  VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));
+  return check_ram_files(find_ram_files(command_line, manifest.working_directory));
+}
+
 Result<std::unique_ptr<RunningQemu>> start_qemu(const Manifest& manifest, const RestoreOptions& options,
                                                 const std::string& executable, const QemuCommandLine& line,
                                                 std::vector<int> inherited, RestoreReport& report) {
@@ -226,12 +235,13 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
   VMSIEVE_ASSIGN(const std::string executable,
                  find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
-  VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
-  VMSIEVE_TRY(check_accelerator(command_line));
-  VMSIEVE_TRY(check_obstacles(command_line, manifest.working_directory));
-  VMSIEVE_ASSIGN(const RamFileCheck ram_files,
-                 check_ram_files(find_ram_files(command_line, manifest.working_directory)));
-  work.old_bytes_show = ram_files.old_bytes_show || fills_memory_itself(command_line);
+  const auto ram_files = check_surroundings(manifest, command_line, options.disks_as_they_are);
+  if (!ram_files) {
+    // A QEMU that is too old would be all the more of a reason.
+    VMSIEVE_TRY(check_executable(manifest, executable));
+    return ram_files.error();
+  }
+  work.old_bytes_show = ram_files->old_bytes_show || fills_memory_itself(command_line);
 
   RestoreReport report;
   if (options.mode != RestoreMode::kEager) {
@@ -246,8 +256,8 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   if (options.mode == RestoreMode::kEager || !report.eager_reason.empty()) work.start_decoding();
   // To ask a program for its version takes as long as half of QEMU's start, so the started one tells it
   // where nothing is done before that.
-  if (!ram_files.to_clear.empty()) VMSIEVE_TRY(check_executable(manifest, executable));
-  VMSIEVE_TRY(clear_ram_files(ram_files.to_clear));
+  if (!ram_files->to_clear.empty()) VMSIEVE_TRY(check_executable(manifest, executable));
+  VMSIEVE_TRY(clear_ram_files(ram_files->to_clear));
   VMSIEVE_ASSIGN(const auto qemu, start_qemu(manifest, options, executable, command_line, {}, report));
   report.start_ms = watch.ms();
   const bool run = shall_run(manifest, options.after);

@@ -69,6 +69,10 @@ def test_a_newer_qemu_brings_it_back_and_an_older_one_is_refused(vmsieve, tmp_pa
         again = vmsieve.save(report["qmp"])
         failed = vmsieve.fails("restore", again["checkpoint"], "--qemu", guest.qemu_path())
         assert failed.code == 7 and older in failed.stderr
+        # Also when nothing else is in the way, so that it is started and tells its version itself.
+        vmsieve.kill_restored()
+        failed = vmsieve.fails("restore", again["checkpoint"], "--qemu", guest.qemu_path())
+        assert failed.code == 7 and f"this is QEMU {older}" in failed.stderr
 
 
 @pytest.mark.parametrize("machine,memory", [("microvm", "plain"), ("q35", "numa"), ("q35", "hugetlb")])
