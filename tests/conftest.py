@@ -96,9 +96,13 @@ class Vmsieve:
         return report
 
     def kill_restored(self):
-        for pid in self.pids:
-            end_process(pid)
-        self.pids = []
+        for pid in list(self.pids):
+            self.kill(pid)
+
+    def kill(self, pid):
+        """One that was restored. It is forgotten: in a long run its number is some other process's later."""
+        end_process(pid)
+        self.pids.remove(pid)
 
 
 def monitor(guest, command, **arguments):

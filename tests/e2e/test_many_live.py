@@ -7,7 +7,7 @@ import random
 import time
 
 from tests.conftest import LONG, monitor
-from tests.lab import Guest, Serial, end_process
+from tests.lab import Guest, Serial
 
 SAVES = 1000 if LONG else 100
 BATCH = 10
@@ -22,7 +22,7 @@ def judge(vmsieve, tmp_path, saved):
     try:
         Serial(serial).wait_rounds(ROUNDS, timeout=180)
     finally:
-        end_process(report["pid"])
+        vmsieve.kill(report["pid"])
 
 
 def test_every_copy_of_a_hundred_runs_on(vmsieve, tmp_path):
