@@ -177,7 +177,7 @@ def test_the_log_tells_of_a_damaged_page(slow, tmp_path, saved):
     spoil(slow.store / "checkpoints" / saved, 4)
     report = slow.restore(saved, tmp_path / "serial", "--lazy")
     wait_until(lambda: not process_exists(report["pid"]), 60, "the end of QEMU")
-    assert "cannot be brought in" in log_of(report)
+    wait_until(lambda: "cannot be brought in" in log_of(report), 10, "the words in its log")
     Serial(tmp_path / "serial").check()
 
 
