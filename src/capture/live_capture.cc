@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 namespace vmsieve {
 
@@ -78,7 +79,8 @@ LiveCapture::LiveCapture(const LiveMemory& memory, Pagemap pagemap, MemoryUnits 
       options_(options),
       resident_(units_.blocks()),
       states_(std::make_unique<std::atomic<State>[]>(units_.count())),
-      rewritten_(units_.count()) {
+      rewritten_(units_.count()),
+      was_written_(units_.count()) {
   answering_ = std::thread([this] { answer(); });
 }
 
@@ -153,6 +155,7 @@ Result<void> LiveCapture::answer_writes() {
 Result<void> LiveCapture::let_through(const std::vector<std::size_t>& units) {
   for (const std::size_t unit : units) {
     rewritten_[unit] = true;
+    was_written_[unit] = true;
     VMSIEVE_TRY(protection_.release(units_.host(unit)));
   }
   return {};
@@ -451,8 +454,17 @@ Result<void> LiveCapture::release_claimed(std::vector<std::size_t>& units) {
   return {};
 }
 
+std::vector<std::size_t> LiveCapture::by_recent_writes() const {
+  std::vector<std::size_t> order(units_.count());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  const std::lock_guard lock(mutex_);
+  std::stable_partition(order.begin(), order.end(), [&](std::size_t unit) { return was_written_[unit]; });
+  return order;
+}
+
 void LiveCapture::copy_in_background(const ProgressFunction* progress) {
-  for (std::size_t unit = next_unit_++; unit < units_.count() && !failed_; unit = next_unit_++) {
+  for (std::size_t i = next_in_order_++; i < order_.size() && !failed_; i = next_in_order_++) {
+    const std::size_t unit = order_[i];
     if (!claim(unit)) continue;
     if (auto copied = copy_unit(unit, std::nullopt); !copied.ok()) fail(copied.error());
     if (progress != nullptr) (*progress)({"reading", copied_pages_ * kPageSize, pages_to_copy_ * kPageSize});
@@ -464,6 +476,7 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
   chunks_ = cut_unit_chunks(plan, units_, pipeline.chunk_pages());
   for (const BlockPlan& block : plan.blocks) known_.push_back(block.known);
   pages_to_copy_ = plan.read_pages;
+  order_ = by_recent_writes();
   pipeline_ = &pipeline;
   {
     const std::lock_guard lock(mutex_);

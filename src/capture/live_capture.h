@@ -72,9 +72,10 @@ class LiveCapture {
   std::vector<LiveMemory::PageRun> resident(u32 block, u64 first, u64 count) const;
 
   /// Copies all pages that `plan` reads into `pipeline`, with `threads` threads, those first that the guest
-  /// is waiting to write, and lets go of everything. kBusy when memory was taken from the guest before it was
-  /// copied (a balloon, unplugged memory), or was taken and given back before the instant: there is no
-  /// telling what it held. kTimeout when a write waited too long.
+  /// is waiting to write, then those around which it wrote between start() and freeze(): it will soon write
+  /// there again, and a restored one too. Lets go of everything. kBusy when memory was taken from the guest
+  /// before it was copied (a balloon, unplugged memory), or was taken and given back before the instant:
+  /// there is no telling what it held. kTimeout when a write waited too long.
   Result<void> copy(const PagePlan& plan, CapturePipeline& pipeline, unsigned threads,
                     const ProgressFunction& progress);
 
@@ -116,6 +117,7 @@ class LiveCapture {
   Result<std::vector<ByteRange>> unprotected(std::size_t unit) const;
   Result<void> check_zeros(std::size_t unit, const std::vector<ByteRange>& unprotected) const;
   Result<void> check_untouched(std::size_t unit, std::span<const LiveMemory::PageRun> runs) const;
+  std::vector<std::size_t> by_recent_writes() const;
   void copy_in_background(const ProgressFunction* progress);
   void fail(const Error& error);
 
@@ -132,13 +134,15 @@ class LiveCapture {
   CapturePipeline* pipeline_ = nullptr;
   std::unique_ptr<std::atomic<State>[]> states_;
 
-  std::atomic<std::size_t> next_unit_ = 0;
+  std::vector<std::size_t> order_;  // in which units are copied in the background
+  std::atomic<std::size_t> next_in_order_ = 0;
   std::atomic<u64> copied_pages_ = 0;
   u64 pages_to_copy_ = 0;
 
   mutable std::mutex mutex_;
   Phase phase_ = Phase::kTracking;  // under mutex_
-  std::vector<bool> rewritten_;     // under mutex_: units let through while tracking
+  std::vector<bool> rewritten_;     // under mutex_: units let through since they were last protected
+  std::vector<bool> was_written_;   // under mutex_: units let through since start()
   std::deque<Wait> held_;           // under mutex_: writes that wait for freeze() to be done
   std::vector<EarlyCopy> early_;    // under mutex_
   std::optional<Error> error_;      // under mutex_

@@ -202,6 +202,36 @@ TEST(LiveCapture, TellsWhatWasWrittenSinceItsStart) {
   EXPECT_FALSE(session.capture->is_unwritten(written, kPageSize));
 }
 
+// The guest will write there again, and what is restored brings memory in by the order of the store.
+TEST(LiveCapture, CopiesFirstWhereTheGuestWroteLately) {
+  constexpr u64 kUnitPages = MemoryUnits::kUnitBytes / kPageSize;
+  constexpr u64 kWritten = 2 * kUnitPages;
+  Session session({.blocks = {{.pages = kMainPages}}, .writers = 0});
+  START_OR_RETURN(session);
+  ASSERT_TRUE(session.guest.does(Order::kWrite, kWritten + 30, 1));
+  const std::vector<PhysicalExtent> extents = {{Pfn{kWritten}.address(), kPageSize}};
+  ASSERT_TRUE(session.capture->protect_again(extents));  // it is remembered all the same
+  session.instant();
+  CapturePipeline::Options options = Store::roomy();
+  options.threads = 1;
+  Store store(1, options);
+  ASSERT_TRUE(session.copy(session.plan(), store, 1));
+  const auto outcome = store.pipeline->finish();
+  ASSERT_TRUE(outcome) << outcome.error().message();
+  u64 last_of_written = 0;
+  u64 first_of_others = ~u64{0};
+  for (const PageRun& run : outcome->runs[0]) {
+    if (run.kind != RunKind::kData) continue;
+    if (run.first_page >= kWritten && run.first_page < kWritten + kUnitPages) {
+      last_of_written = std::max<u64>(last_of_written, run.frame);
+    } else {
+      first_of_others = std::min<u64>(first_of_others, run.frame);
+    }
+  }
+  EXPECT_LT(last_of_written, first_of_others);
+  EXPECT_NE(first_of_others, ~u64{0});
+}
+
 // What was read after its protection, and was not written since, need not be read again.
 TEST_P(Live, WhatIsProtectedAgainAndNotWrittenStaysAsItWasRead) {
   Session session(guest());
