@@ -29,6 +29,9 @@ constexpr u64 kProgressNumerator = 3;
 constexpr u64 kProgressDenominator = 4;
 /// Memory is asked about in pieces of this size, on all threads.
 constexpr u64 kScanBytes = 512 * kMiB;
+/// What is free is not asked about, in stretches of this size and more: each piece costs some microseconds,
+/// as many as asking about this much of tracked memory does.
+constexpr u64 kLeastSkippedBytes = 4 * kMiB;
 
 /// Layers of Outcome::runs, one list a block each; a later layer is right where two have the same page.
 constexpr std::size_t kPauseLayer = kMostRounds;
@@ -127,6 +130,24 @@ Result<std::unique_ptr<TrackedCapture>> TrackedCapture::begin(const LiveMemory& 
   return capture;
 }
 
+std::vector<ByteRange> TrackedCapture::not_free(u32 block) const {
+  const ByteRange all = units_.block(block);
+  const u64 unit = units_.unit_bytes(block);  // huge pages are not cut
+  std::vector<ByteRange> ranges;
+  u64 at = all.start;
+  for (const BlockPages& run : free_[block].runs()) {
+    const u64 start = round_up(all.start + run.first_page * kPageSize, unit);
+    const u64 end = round_down(all.start + (run.first_page + run.pages) * kPageSize, unit);
+    if (end < start + kLeastSkippedBytes) continue;
+    append_range(ranges, {at, start});
+    at = end;
+  }
+  append_range(ranges, {at, all.end});
+  return ranges;
+}
+
+// What is free now is not asked about, and stays unprotected where it is: this capture leaves it out or, when
+// it is in use by the instant, asks about it then; the next one finds it stale (make()).
 Result<void> TrackedCapture::take_written(unsigned threads, int nice) {
   struct Piece {
     u32 block = 0;
@@ -135,10 +156,10 @@ Result<void> TrackedCapture::take_written(unsigned threads, int nice) {
   };
   std::vector<Piece> pieces;
   for (u32 block = 0; block < stale_.size(); ++block) {
-    const ByteRange all = units_.block(block);
-    const u64 bytes = std::max(kScanBytes, units_.unit_bytes(block));  // huge pages are not cut
-    for (u64 start = all.start; start < all.end; start += bytes)
-      pieces.push_back({block, {start, std::min(all.end, start + bytes)}, {}});
+    const u64 bytes = std::max(kScanBytes, units_.unit_bytes(block));
+    for (const ByteRange& range : not_free(block))
+      for (u64 start = range.start; start < range.end; start += bytes)
+        pieces.push_back({block, {start, std::min(range.end, start + bytes)}, {}});
   }
   const auto ask = [&](std::size_t i) -> Result<void> {
     Piece& piece = pieces[i];
@@ -313,8 +334,8 @@ bool TrackedCapture::is_unwritten(GuestPhysical address, u64 bytes) const {
 Result<void> TrackedCapture::freeze(std::span<const PfnRange> free, CapturePipeline& pipeline,
                                     unsigned threads, std::chrono::milliseconds longest_pause) {
   const Stopwatch scanning;
-  VMSIEVE_TRY(take_written(threads, 0));
   set_free(free);
+  VMSIEVE_TRY(take_written(threads, 0));
   figures_.scan_ms = scanning.ms();
   const std::vector<PageSet> pages = wanted();
   figures_.frozen_pages = count_all(pages);

@@ -101,6 +101,8 @@ class TrackedCapture {
   };
 
   TrackedCapture(const LiveMemory& memory, Pagemap pagemap, const CheckpointReader* base);
+  /// What is to be asked about of a block: all but what is free, in the host's address space, ascending.
+  std::vector<ByteRange> not_free(u32 block) const;
   Result<void> take_written(unsigned threads, int nice);
   std::vector<PageSet> wanted() const;
   void set_free(std::span<const PfnRange> free);

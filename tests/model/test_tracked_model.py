@@ -3,7 +3,7 @@
 
 import pytest
 
-from .tracked_model import FREE, PAGES, Model, explore, put
+from .tracked_model import FREE, PAGES, ROUNDS, Model, explore, put
 
 
 def test_no_interleaving_misses_a_write():
@@ -41,6 +41,18 @@ class BelievesTheLookBeforeTheStop(Model):
         return state
 
 
+class AsksBeforeItLooksAgain(Model):
+    """What is not asked about inside the pause is what was free before it."""
+
+    def program(self, state):
+        if state.step == ("look again",):
+            yield state.but(step=("scan", ROUNDS, 0))
+        elif state.step == ("copy", ROUNDS, 0):
+            yield from super().program(self.look_again(state))
+        else:
+            yield from super().program(state)
+
+
 class TakesFreeForUnchanged(Model):
     """A page that was free and is used without having been written holds what it held, not zeros."""
 
@@ -71,7 +83,7 @@ class NotesAnewAfterTheSave(Model):
 
 
 @pytest.mark.parametrize("broken", [KeepsWhatWasWrittenAgain, ProtectsBeforeItLooks, BelievesTheLookBeforeTheStop,
-                                    TakesFreeForUnchanged, ForgetsARoundThatCameBack, DoesNotSeeWhatWasDiscarded,
-                                    NotesAnewAfterTheSave])
+                                    AsksBeforeItLooksAgain, TakesFreeForUnchanged, ForgetsARoundThatCameBack,
+                                    DoesNotSeeWhatWasDiscarded, NotesAnewAfterTheSave])
 def test_a_broken_rule_is_found(broken):
     assert explore(broken())[1] is not None

@@ -86,6 +86,8 @@ class Model:
             layer, page = rest
             after = ("scan", layer, page + 1) if page + 1 in PAGES else ("copy", layer, 0)
             yield self.scan(state, page).but(step=after)
+            if state.free[page]:  # is asked about only where it lies among others
+                yield state.but(step=after)
         elif step == "copy":
             yield from self.copy_next(state, *rest)
         elif step == "stop":

@@ -18,7 +18,7 @@ using namespace std::chrono_literals;
 using Order = WritingGuest::Order;
 using Plan = TrackedSession::Plan;
 
-constexpr u64 kMainPages = 2048;
+constexpr u64 kMainPages = 4096;
 constexpr u64 kReserved = 512;
 
 struct TrackedKind {
@@ -63,8 +63,10 @@ class Tracked : public testing::TestWithParam<TrackedKind> {
   std::vector<PfnRange> some_free_pages() {
     const u64 pages = GetParam().blocks[0].pages;
     std::vector<PfnRange> free;
+    // Now and then so many at once that they are not asked about.
+    constexpr u64 kLengths[] = {10, 600, 3000};
     for (u64 at = below(100); at < pages;) {
-      const u64 count = std::min(1 + below(below(2) == 0 ? 10 : 600), pages - at);
+      const u64 count = std::min(1 + below(kLengths[below(3)]), pages - at);
       free.push_back({Pfn{at}, count});
       at += count + 1 + below(400);
     }
@@ -225,6 +227,32 @@ TEST_P(TrackedPages, FreePagesOfTheBaseAreCopiedThoughNobodyWroteToThem) {
   ASSERT_TRUE(session.guest.does(Order::kWrite, first + 50, 100));
   session.save({.free = {{Pfn{first}, 200}}});
   session.save({.free = {{Pfn{first}, 20}, {Pfn{first + 60}, 20}}});
+  session.save({});
+}
+
+TEST_P(TrackedPages, FreePagesAreNotAskedAboutAndAreSeenWhenTheyAreInUse) {
+  WritingGuest::Options options = quiet();
+  options.reserved_pages = 3000;
+  TrackedSession session(options);
+  TRACK_OR_RETURN(session);
+  session.save({});
+  const u64 first = session.guest.reserved();
+  const u64 pages = session.guest.pages(0) - first;
+  const auto written = [&] {
+    const auto pagemap = Pagemap::open(session.guest.pid());
+    const ByteRange host = MemoryUnits(session.memory->layout()).block(0);
+    return pagemap->written(host.start, host.end, Pagemap::Take::kNo).value();
+  };
+  ASSERT_TRUE(session.guest.does(Order::kWrite, first, pages));
+  session.save({.early_free = {{Pfn{first}, pages}}, .free = {{Pfn{first}, pages}}});
+  EXPECT_EQ(session.counts.free, pages);
+  EXPECT_FALSE(written().empty()) << "free memory is protected, for nothing";
+  // In use now, and some of it written once more: before the look that takes it for free, and behind it.
+  ASSERT_TRUE(session.guest.does(Order::kWrite, first + 10, 5));
+  session.save({.early_free = {{Pfn{first}, pages}},
+                .free = {{Pfn{first + 2000}, 100}},
+                .before_the_stop = [&] { ASSERT_TRUE(session.guest.does(Order::kWrite, first + 20, 5)); }});
+  EXPECT_TRUE(written().empty());
   session.save({});
 }
 
