@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <string>
 
 namespace vmsieve {
 
@@ -15,5 +16,8 @@ class Stopwatch {
  private:
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
 };
+
+/// Now, in UTC, ISO 8601 with milliseconds: "2026-01-31T12:34:56.789Z".
+std::string utc_now();
 
 }  // namespace vmsieve

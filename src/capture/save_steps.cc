@@ -61,14 +61,6 @@ Result<void> describe_machine(Save& save) {
 
 }  // namespace
 
-std::string utc_now() {
-  const auto now = std::chrono::system_clock::now();
-  const auto ms =
-      std::chrono::duration_cast<std::chrono::milliseconds>(now.time_since_epoch()).count() % 1000;
-  return fmt::format("{:%Y-%m-%dT%H:%M:%S}.{:03}Z", fmt::gmtime(std::chrono::system_clock::to_time_t(now)),
-                     ms);
-}
-
 Result<void> attach_and_describe(Save& save, const VmAddress& address) {
   VMSIEVE_ASSIGN(save.vm, attach(address));
   if (address.libvirt)

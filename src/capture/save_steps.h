@@ -42,9 +42,6 @@ struct Stopped {
   std::vector<std::byte> device_state;
 };
 
-/// Now, as Manifest::created has it.
-std::string utc_now();
-
 /// Connects to the VM, refuses one that cannot be migrated, and records what a restore needs.
 Result<void> attach_and_describe(Save& save, const VmAddress& address);
 
