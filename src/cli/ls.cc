@@ -32,7 +32,7 @@ int list_vms(const Common& common) {
     std::string since = "-";
     if (const auto tracking = Tracking::find(process.pid); tracking.ok() && *tracking) {
       const TrackingRecord& record = (*tracking)->record();
-      since = record.checkpoint.empty() ? "yes" : record.checkpoint;
+      since = record.checkpoint.empty() ? "next is full" : record.checkpoint;
       vm["tracking"] = {{"holder", (*tracking)->holder()},
                         {"store", record.store},
                         {"checkpoint", record.checkpoint},

@@ -8,6 +8,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "vmsieve/qemu/forked_child.h"
 #include "vmsieve_version.h"
 
 namespace {
@@ -43,6 +44,7 @@ int after_output(int status) {
 int main(int argc, char** argv) {
   using namespace vmsieve::cli;
   open_standard_descriptors();
+  vmsieve::let_children_rename(argc, argv);
   // A reader of our output that goes away must not kill us in the middle of a pause.
   std::signal(SIGPIPE, SIG_IGN);
   CLI::App app{

@@ -4,10 +4,23 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
+#include <algorithm>
+#include <cstring>
 
 namespace vmsieve {
 
 namespace {
+
+// Set once, by main().
+char* shown_command_line = nullptr;
+std::size_t shown_bytes = 0;
+
+/// In our copy of the memory only.
+void show(const char* name) noexcept {
+  if (shown_bytes == 0) return;
+  std::memset(shown_command_line, 0, shown_bytes);
+  std::memcpy(shown_command_line, name, std::min(std::strlen(name), shown_bytes - 1));
+}
 
 /// Closes [first, end).
 void close_between(unsigned first, unsigned end) {
@@ -19,6 +32,13 @@ void close_between(unsigned first, unsigned end) {
 
 }  // namespace
 
+void let_children_rename(int argc, char** argv) noexcept {
+  if (argc < 1) return;
+  shown_command_line = argv[0];
+  for (int i = 0; i < argc && argv[i] == shown_command_line + shown_bytes; ++i)
+    shown_bytes += std::strlen(argv[i]) + 1;
+}
+
 long now_milliseconds() noexcept {
   timespec now{};
   ::clock_gettime(CLOCK_MONOTONIC, &now);
@@ -28,6 +48,7 @@ long now_milliseconds() noexcept {
 void enter_own_life(const char* name, int* kept, unsigned count) noexcept {
   ::setsid();
   ::prctl(PR_SET_NAME, name);
+  show(name);
   for (unsigned i = 1; i < count; ++i) {
     for (unsigned j = i; j > 0 && kept[j] < kept[j - 1]; --j) {
       const int larger = kept[j - 1];

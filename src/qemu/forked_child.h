@@ -22,6 +22,10 @@ class SignalBlock {
   sigset_t before_{};
 };
 
+/// `argv` of main(), which must outlive all children: the system shows a process's command line from there
+/// (proc(5), /proc/PID/cmdline), and children that enter_own_life() show their name instead.
+void let_children_rename(int argc, char** argv) noexcept;
+
 /// What a forked child does first: a session of its own, so that neither the terminal's Ctrl-C nor a kill
 /// of the parent's process group reaches it, its own name, and no descriptors but the `count` ones of `kept`
 /// (negative ones count for nothing), which are sorted for it. Async-signal-safe.

@@ -5,6 +5,7 @@ import array
 import filecmp
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import time
@@ -124,6 +125,8 @@ def test_the_holder_ends_with_its_vm(vmsieve):
     with Guest(kernel=None, mem_mib=128, smp=1) as guest:
         vmsieve.save(guest.qmp_path, "--incremental")
         holder = holder_of(vmsieve, guest)["holder"]
+        # ps(1) does not show it as the command that began it, which has long ended.
+        assert pathlib.Path(f"/proc/{holder}/cmdline").read_bytes().strip(b"\0") == b"vmsieve-holder"
     wait_until(lambda: not process_exists(holder), 5, "the holder ends")
 
 
