@@ -13,6 +13,7 @@
 
 #include "cli.h"
 #include "saving.h"
+#include "vmsieve/base/clock.h"
 
 namespace vmsieve::cli {
 
@@ -72,6 +73,7 @@ void tell_json(const WatchEvent& event, const Store& store) {
     case WatchEvent::Kind::kRemoved: json = {{"event", "removed"}}; break;
     case WatchEvent::Kind::kDied: json = {{"event", "died"}}; break;
     case WatchEvent::Kind::kUnusable: json = {{"event", "unusable"}}; break;
+    case WatchEvent::Kind::kWaiting: json = {{"event", "waiting"}}; break;
     case WatchEvent::Kind::kRestarted:
       json = {{"event", "restarted"},
               {"pid", event.restored->pid},
@@ -79,6 +81,8 @@ void tell_json(const WatchEvent& event, const Store& store) {
               {"ready_ms", event.restored->ready_ms}};
       break;
   }
+  json["time"] = utc_now();
+  if (event.again_in.count() > 0) json["again_in_ms"] = event.again_in.count();
   if (!event.checkpoint.empty()) json["checkpoint"] = event.checkpoint;
   if (event.error) {
     json["kind"] = to_string(event.error->kind());
@@ -87,7 +91,10 @@ void tell_json(const WatchEvent& event, const Store& store) {
   print_line(json);
 }
 
-void tell_text(const WatchEvent& event, const Common& common) {
+void tell_text(const WatchEvent& event, const WatchOptions& options, const Common& common) {
+  const std::string now = utc_now();
+  const auto warn_now = [&](const std::string& words) { warn(fmt::format("{} {}", now, words), common); };
+  const std::string again_in = human_ms(static_cast<double>(event.again_in.count()));
   switch (event.kind) {
     case WatchEvent::Kind::kSaved: {
       const Manifest& m = event.saved->manifest;
@@ -98,21 +105,26 @@ void tell_text(const WatchEvent& event, const Common& common) {
       break;
     }
     case WatchEvent::Kind::kFailed:
-      warn(fmt::format("no checkpoint at this beat: {}", event.error->message()), common);
+      warn_now(fmt::format("no checkpoint at this beat: {}{}", event.error->message(),
+                           event.again_in > options.every ? ": tried again in " + again_in : ""));
       break;
     case WatchEvent::Kind::kSkipped:
-      warn(fmt::format("skipped {} beat{}: the save took longer", event.skipped,
-                       event.skipped == 1 ? "" : "s"),
-           common);
+      warn_now(fmt::format("skipped {} beat{}: the save took longer", event.skipped,
+                           event.skipped == 1 ? "" : "s"));
       break;
-    case WatchEvent::Kind::kRemoved: fmt::print("removed {}\n", event.checkpoint); break;
-    case WatchEvent::Kind::kDied: warn(event.error->message(), common); break;
+    case WatchEvent::Kind::kRemoved: fmt::print("{} removed {}\n", now, event.checkpoint); break;
+    case WatchEvent::Kind::kDied:
+      if (options.restart) warn_now(event.error->message());  // else it is the end, and is reported
+      break;
+    case WatchEvent::Kind::kWaiting:
+      warn_now(fmt::format("the VM is not brought back before {}: {}", again_in, event.error->message()));
+      break;
     case WatchEvent::Kind::kUnusable:
-      warn(fmt::format("checkpoint {} cannot be used: {}", event.checkpoint, event.error->message()), common);
+      warn_now(fmt::format("checkpoint {} cannot be used: {}", event.checkpoint, event.error->message()));
       break;
     case WatchEvent::Kind::kRestarted:
-      fmt::print("checkpoint {} runs as process {} after {}, {}\n", event.checkpoint, event.restored->pid,
-                 human_ms(event.restored->ready_ms),
+      fmt::print("{} checkpoint {} runs as process {} after {}, {}\n", now, event.checkpoint,
+                 event.restored->pid, human_ms(event.restored->ready_ms),
                  event.restored->vm.empty() ? "monitor " + event.restored->qmp_path : event.restored->vm);
       break;
   }
@@ -124,7 +136,15 @@ int watch(const Options& options, const Common& common) {
   const auto every = parse_duration(options.every);
   if (!every) return report(every.error(), common);
   const auto address = resolve_vm(options.vm);
-  if (!address) return report(address.error(), common);
+  if (!address) {
+    const bool is_dead = options.restart && address.error().kind() == ErrorKind::kNotFound;
+    return report(
+        is_dead ? make_error(ErrorKind::kNotFound,
+                             "{}: a VM that has died before is brought back by `vmsieve restore {}@latest`",
+                             address.error().message(), options.vm)
+                : address.error(),
+        common);
+  }
   const auto store = open_store(common, true);
   if (!store) return report(store.error(), common);
   WatchOptions watching{.every = *every,
@@ -140,13 +160,14 @@ int watch(const Options& options, const Common& common) {
     if (common.json) {
       tell_json(event, **store);
     } else {
-      tell_text(event, common);
+      tell_text(event, watching, common);
     }
     std::fflush(stdout);
   };
+  // A watch that nobody listens to ends; main() says so.
   const auto wait = [&](int process, Clock::time_point deadline) {
     end_progress(common);
-    return signals.wait(process, deadline);
+    return std::ferror(stdout) != 0 || signals.wait(process, deadline);
   };
   const auto watched = vmsieve::watch(*address, **store, watching, wait, tell, progress_bar(common));
   if (!watched) return report(watched.error(), common);
@@ -171,7 +192,9 @@ void add_watch(CLI::App& app, int& status) {
       ->capture_default_str();
   command->add_flag(
       "--restart", options->restart,
-      "when the VM's QEMU ends or does not answer, bring it back from the newest good checkpoint");
+      "when the VM's QEMU ends, for whatever reason, or does not answer, bring it back from the newest good "
+      "checkpoint: to shut the VM down, end the watch first. Files that its command line writes, a serial "
+      "log among them, begin anew");
   command
       ->add_option("--dead-after", options->dead_after_s,
                    "seconds without an answer of its monitor until a VM counts as dead and is killed")

@@ -11,6 +11,7 @@
 #include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/qemu/qmp.h"
 #include "vmsieve/qemu/vm_lock.h"
+#include "vmsieve/restore/preflight.h"
 #include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve {
@@ -24,6 +25,23 @@ constexpr std::chrono::milliseconds kAnswerPatience{5000};
 constexpr std::chrono::milliseconds kDeathPatience{10000};
 constexpr std::chrono::milliseconds kShortLife{10000};
 constexpr std::chrono::milliseconds kLibvirtBeat{200};
+/// Between attempts to bring a VM back: twice as long each time.
+constexpr std::chrono::milliseconds kFirstRetry{1000};
+constexpr std::chrono::milliseconds kLastRetry{30000};
+/// While a store takes nothing, beats are twice as long each time, up to this or, if it is longer, a beat:
+/// each attempt is a full save.
+constexpr std::chrono::milliseconds kLongestBeat{60000};
+
+/// Will the same attempt fail again, whatever happens around it?
+bool is_lasting(const Error& error) {
+  switch (error.kind()) {
+    case ErrorKind::kDamaged:
+    case ErrorKind::kNotFound:
+    case ErrorKind::kUnsupported:
+    case ErrorKind::kUsage: return true;
+    default: return false;
+  }
+}
 
 class Watch {
  public:
@@ -36,6 +54,7 @@ class Watch {
   }
 
   Result<void> run() {
+    if (options_.restart) VMSIEVE_TRY(check_restart_options());
     VMSIEVE_ASSIGN(process_, open_process(vm_.process.pid));
     VMSIEVE_ASSIGN(lock_, VmLock::take_for_watch(vm_.process.pid));
     answered_ = Clock::now();
@@ -46,22 +65,31 @@ class Watch {
       if (const auto death = died()) {
         tell_({.kind = WatchEvent::Kind::kDied, .error = *death});
         if (!options_.restart) return *death;
-        // A guest that dies again at once is not brought back at once.
-        if (wait_(-1, restarted_ + kShortLife)) return {};
-        VMSIEVE_TRY(bring_back());
+        if (is_enough_after_short_life()) return {};
+        VMSIEVE_ASSIGN(const bool is_back, bring_back());
+        if (!is_back) return {};
         beat = Clock::now();
       }
     }
   }
 
  private:
+  /// What is wrong with them is said now, not when the VM has died.
+  Result<void> check_restart_options() const {
+    if (options_.restore.qemu_executable) VMSIEVE_TRY(find_executable(*options_.restore.qemu_executable));
+    return {};
+  }
+
   void take() {
     auto saved = save(vm_, store_, save_, progress_);
     if (!saved.ok()) {
-      tell_({.kind = WatchEvent::Kind::kFailed, .error = saved.error()});
+      const bool store_fails = saved.error().kind() == ErrorKind::kIo;
+      beat_ = store_fails ? std::max(options_.every, std::min(2 * beat_, kLongestBeat)) : options_.every;
+      tell_({.kind = WatchEvent::Kind::kFailed, .error = saved.error(), .again_in = beat_});
       reach_libvirt_again();
       return;
     }
+    beat_ = options_.every;
     answered_ = Clock::now();
     barren_ = 0;
     tell_({.kind = WatchEvent::Kind::kSaved, .saved = &*saved, .checkpoint = saved->manifest.id});
@@ -71,7 +99,7 @@ class Watch {
   TimePoint next_beat(TimePoint beat) {
     const TimePoint now = Clock::now();
     u64 skipped = 0;
-    for (beat += options_.every; beat <= now; beat += options_.every) ++skipped;
+    for (beat += beat_; beat <= now; beat += beat_) ++skipped;
     if (skipped > 0) tell_({.kind = WatchEvent::Kind::kSkipped, .skipped = skipped});
     return beat;
   }
@@ -114,35 +142,70 @@ class Watch {
                       std::chrono::duration_cast<std::chrono::seconds>(Clock::now() - answered_).count());
   }
 
-  Result<void> bring_back() {
+  /// A guest that dies again at once is not brought back at once. True when the watch is to end.
+  bool is_enough_after_short_life() {
+    const TimePoint earliest = restarted_ + kShortLife;
+    const TimePoint now = Clock::now();
+    if (earliest <= now) return false;
+    tell_({.kind = WatchEvent::Kind::kWaiting,
+           .error = Error(ErrorKind::kVanished, "it ended soon after it was brought back"),
+           .again_in = std::chrono::ceil<std::chrono::milliseconds>(earliest - now)});
+    return wait_(-1, earliest);
+  }
+
+  /// False when the watch is to end.
+  Result<bool> bring_back() {
     if (!has_ended(process_.get())) {
       ::syscall(SYS_pidfd_send_signal, process_.get(), SIGKILL, nullptr, 0);
       if (!has_ended(process_.get(), kDeathPatience))
         return make_error(ErrorKind::kTimeout, "process {} does not end", vm_.process.pid);
     }
+    for (auto again_in = kFirstRetry;; again_in = std::min(2 * again_in, kLastRetry)) {
+      const auto back = bring_back_once();
+      if (back.ok()) return true;
+      if (is_lasting(back.error())) return back.error().with_context("the VM cannot be brought back");
+      tell_({.kind = WatchEvent::Kind::kWaiting, .error = back.error(), .again_in = again_in});
+      if (wait_(-1, Clock::now() + again_in)) return false;
+    }
+  }
+
+  /// From the newest checkpoint that does it; else the last error, one that may pass rather than another.
+  Result<void> bring_back_once() {
     std::vector<std::string> ids = periodic();
+    if (ids.empty()) return Error(ErrorKind::kNotFound, "no checkpoint of it was taken");
     // The newest one whose guest lived on for another checkpoint; what was saved before may be what kills it.
-    ids.resize(ids.size() - std::min(barren_, ids.empty() ? 0 : ids.size() - 1));
-    ++barren_;
-    restarted_ = Clock::now();
+    for (std::size_t i = 0; i < barren_ && ids.size() > 1; ++i) {
+      tell_(
+          {.kind = WatchEvent::Kind::kUnusable,
+           .error = Error(ErrorKind::kRefused, "a VM that was brought back ended before its next checkpoint"),
+           .checkpoint = ids.back()});
+      ids.pop_back();
+    }
     std::optional<Error> last;
+    std::optional<Error> passing;
     for (auto id = ids.rbegin(); id != ids.rend(); ++id) {
       const auto restored = bring_back_from(*id);
       if (!restored.ok()) {
+        // An older one that fails for the same reason says that the reason is not in the checkpoints; they
+        // are then not gone through, lest the reason passes in the midst of it and an old one is taken.
+        const bool same = last && !is_lasting(*last) && last->message() == restored.error().message();
         last = restored.error();
+        if (!is_lasting(*last)) passing = last;
         tell_({.kind = WatchEvent::Kind::kUnusable, .error = *last, .checkpoint = *id});
+        if (same) break;
         continue;
       }
       tell_({.kind = WatchEvent::Kind::kRestarted, .restored = &*restored, .checkpoint = *id});
+      ++barren_;
+      restarted_ = Clock::now();
       VMSIEVE_ASSIGN(vm_, resolve_vm(restored->vm.empty() ? restored->qmp_path : restored->vm));
       VMSIEVE_ASSIGN(process_, open_process(restored->pid));
       lock_.reset();
       VMSIEVE_ASSIGN(lock_, VmLock::take_for_watch(restored->pid));
-      answered_ = Clock::now();
+      answered_ = restarted_;
       return {};
     }
-    if (last) return last->with_context("the VM cannot be brought back");
-    return Error(ErrorKind::kNotFound, "the VM cannot be brought back: no checkpoint of it was taken");
+    return passing ? *passing : *last;
   }
 
   /// The guest runs at once; until all of its memory is there, no checkpoint can be taken of it.
@@ -179,6 +242,7 @@ class Watch {
   SaveOptions save_;
   UniqueFd process_;
   std::optional<VmLock> lock_;
+  std::chrono::milliseconds beat_ = options_.every;  ///< longer while the store fails
   TimePoint answered_;
   TimePoint restarted_{};
   std::size_t barren_ = 0;  ///< restarts that no checkpoint followed

@@ -30,11 +30,12 @@ struct WatchOptions {
 struct WatchEvent {
   enum class Kind {
     kSaved,      ///< `saved`
-    kFailed,     ///< `error`: of a save; the next beat tries again
+    kFailed,     ///< `error`: of a save, which is tried again after `again_in`
     kSkipped,    ///< `skipped` beats, for a save took longer than one
     kRemoved,    ///< `checkpoint` was thinned out
     kDied,       ///< `error` says how the VM's QEMU ended, or that it does not answer
-    kUnusable,   ///< `checkpoint` could not be restored: `error`; the one before is tried
+    kUnusable,   ///< `checkpoint` could not be restored: `error`
+    kWaiting,    ///< `error`: why the VM is not brought back before `again_in`
     kRestarted,  ///< `restored`, from `checkpoint`
   };
   Kind kind = Kind::kSaved;
@@ -42,6 +43,7 @@ struct WatchEvent {
   const RestoreReport* restored = nullptr;
   std::optional<Error> error = std::nullopt;
   u64 skipped = 0;
+  std::chrono::milliseconds again_in{0};
   std::string checkpoint = {};
 };
 
@@ -51,8 +53,9 @@ using WatchWait = std::function<bool(int process, std::chrono::steady_clock::tim
 
 /// Takes an incremental checkpoint of a VM at every beat until `wait` says that it is enough. A beat that
 /// comes while a save is under way is skipped. kBusy when another process watches the VM. Errors of a save
-/// are told and not the end; the VM's end is, unless it is brought back: kVanished. A restarted VM is a child
-/// of this process.
+/// are told and not the end; the VM's end is, unless it is brought back: kVanished. Where that fails for a
+/// reason that may pass, it is tried until `wait` says that it is enough. A restarted VM is a child of this
+/// process.
 Result<void> watch(VmAddress vm, Store& store, const WatchOptions& options, const WatchWait& wait,
                    const std::function<void(const WatchEvent&)>& tell, const ProgressFunction& progress);
 

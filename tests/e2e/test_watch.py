@@ -116,6 +116,42 @@ def test_damaged_checkpoints_are_passed_over(vmsieve, guest, tmp_path):
         assert watch.end()[0] == 0
 
 
+def test_what_stands_in_the_way_of_all_checkpoints_is_waited_for(vmsieve, guest, tmp_path):
+    serial = tmp_path / "again.serial"
+    with Watching(vmsieve, guest.qmp_path, "--every", "1s", "--restart", "--set", f"serial=file:{serial}") as watch:
+        saved = [watch.next("saved") for _ in range(3)]
+        with open(serial, "w"):  # somebody else's log: it would be emptied
+            end_process(guest.pid)
+            waiting = watch.next("waiting")
+            assert f"process {os.getpid()} writes to" in waiting["message"] and waiting["again_in_ms"] == 1000
+        saved += [event for event in watch.events if event["event"] == "saved" and event not in saved]
+        assert watch.next("restarted")["checkpoint"] == saved[-1]["checkpoint"]
+        # An older one was tried once, and then no more.
+        unusable = [event["checkpoint"] for event in watch.events if event["event"] == "unusable"]
+        assert unusable[:2] == [event["checkpoint"] for event in saved[:-3:-1]] and len(set(unusable)) == 2
+        Serial(serial).wait_rounds(2, timeout=120)
+        assert watch.end()[0] == 0
+
+
+def test_wrong_options_for_a_restart_are_said_at_once(vmsieve, guest):
+    failed = vmsieve.fails("watch", guest.qmp_path, "--restart", "--qemu", "/nonexistent/qemu")
+    assert failed.code == 3 and "/nonexistent/qemu" in failed.stderr
+
+
+def test_a_watch_that_nobody_reads_ends(vmsieve):
+    with Guest(kernel=None, mem_mib=128, smp=1) as guest:
+        watch = subprocess.Popen([str(BINARY), "watch", str(guest.qmp_path), "--every", "200ms"], env=vmsieve.env,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert "full" in watch.stdout.readline()
+            watch.stdout.close()
+            assert watch.wait(timeout=30) == 5
+            assert "standard output does not take what was printed" in watch.stderr.read()
+        finally:
+            end_process(watch.pid)
+        assert is_running(guest)
+
+
 def test_without_restart_the_watch_ends_with_the_vm(vmsieve):
     with Guest(kernel=None, mem_mib=128, smp=1) as guest:
         with Watching(vmsieve, guest.qmp_path, "--every", "300ms") as watch:
