@@ -166,15 +166,19 @@ def measure(options):
         saved = {compression: bench.save(compression) for compression in ("none", "zstd")}
         guest.kill()
 
-        times = {name: [] for name in ("empty", "lazy none", "lazy zstd", "eager none", "eager zstd", *ways)}
+        times = {name: [] for name in ("empty", "lazy none", "again none", "lazy zstd", "again zstd", "eager none",
+                                       "eager zstd", *ways)}
         fills = {"none": [], "zstd": []}
         steps = {"none": [], "zstd": []}
         faults = []
         for _ in range(options.rounds):
             times["empty"].append(bench.empty_start_ms())
             for compression, checkpoint in saved.items():
-                for way in ("lazy", "eager"):
-                    answered, report = bench.restore(checkpoint["checkpoint"], f"--{way}")
+                hint = pathlib.Path(folder, "store", "checkpoints", checkpoint["checkpoint"], "working-set.hint")
+                for way in ("lazy", "again", "eager"):
+                    if way == "lazy":
+                        hint.unlink(missing_ok=True)
+                    answered, report = bench.restore(checkpoint["checkpoint"], "--eager" if way == "eager" else "--lazy")
                     times[f"{way} {compression}"].append(answered)
                     if way == "lazy":
                         fill = report["fill"]
@@ -190,7 +194,8 @@ def measure(options):
         print("| until the guest answers | median ms | range | plain takes so many times longer | |\n|---|---|---|---|---|")
         reference = statistics.median(times["plain"])
         empty = statistics.median(times["empty"])
-        names = {"empty": "QEMU starts with -S, no guest", "plain": "QEMU -incoming exec:cat",
+        names = {"again none": "vmsieve restore, lazy none, with the working set of the one before",
+                 "again zstd": "vmsieve restore, lazy zstd, with the working set of the one before", "empty": "QEMU starts with -S, no guest", "plain": "QEMU -incoming exec:cat",
                  "mapped": "QEMU mapped-ram with multifd"}
         for name, values in times.items():
             over = f"{statistics.median(values) - empty:+.0f} ms over QEMU's start" if name != "empty" else ""

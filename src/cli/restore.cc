@@ -50,6 +50,7 @@ Json restored_json(const std::string& id, const RestoreReport& restored) {
 Json fill_json(const FillFigures& fill) {
   return {{"ms", fill.fill_ms},
           {"bytes", fill.pages * kPageSize},
+          {"first_jobs", fill.first_jobs},
           {"faults", fill.faults},
           {"longest_fault_ms", fill.longest_fault_ms}};
 }
@@ -60,9 +61,16 @@ void print_text(const std::string& id, const RestoreReport& restored) {
              restored.qmp_path, restored.log_path);
 }
 
+/// After the fill. That it cannot be kept matters only to who has asked for it.
+void keep_working_set(Store& store, const std::string& id, const Restored& restored, bool asked,
+                      const Common& common) {
+  if (!restored.records) return;
+  const auto kept = vmsieve::keep_working_set(store, id, *restored.server);
+  if (!kept && asked) warn("what the guest wanted first cannot be noted: " + kept.error().message(), common);
+}
+
 /// Until the guest's memory is complete, and with --foreground until QEMU ends.
-int restore_to_the_end(const Store& store, const std::string& id, const Options& options,
-                       const Common& common) {
+int restore_to_the_end(Store& store, const std::string& id, const Options& options, const Common& common) {
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
@@ -75,6 +83,7 @@ int restore_to_the_end(const Store& store, const std::string& id, const Options&
     const auto filled = restored->server->wait(progress_bar(common));
     end_progress(common);
     if (!filled) return report(filled.error(), common);
+    keep_working_set(store, id, *restored, options.restore.record, common);
     const FillFigures figures = restored->server->figures();
     json["fill"] = fill_json(figures);
     if (!common.json)
@@ -91,7 +100,7 @@ int restore_to_the_end(const Store& store, const std::string& id, const Options&
 }
 
 /// `ready` is called when the guest is back; its memory may still be to come.
-int restore_and_serve(const Store& store, const std::string& id, const Options& options, const Common& common,
+int restore_and_serve(Store& store, const std::string& id, const Options& options, const Common& common,
                       const std::function<void(int)>& ready) {
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
@@ -106,7 +115,9 @@ int restore_and_serve(const Store& store, const std::string& id, const Options& 
   ready(kExitOk);
   if (restored->server == nullptr) return kExitOk;
   const auto filled = restored->server->wait();
-  return filled ? kExitOk : exit_code(filled.error().kind());
+  if (!filled) return exit_code(filled.error().kind());
+  keep_working_set(store, id, *restored, false, common);
+  return kExitOk;
 }
 
 /// What is the same in all clones, for people.
@@ -206,6 +217,11 @@ void add_restore(CLI::App& app, int& status) {
   command->add_flag("--eager", options->eager, "check and fill all memory before the guest runs")
       ->excludes(lazy);
   command->add_flag("--wait", options->wait, "wait until all memory is there");
+  command
+      ->add_flag("--record", options->restore.record,
+                 "note anew what the guest wants first: the next restores bring that in before all else (the "
+                 "first lazy restore of a checkpoint does it by itself)")
+      ->excludes("--eager");
   command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
   command
       ->add_option(

@@ -62,7 +62,8 @@ std::string why_not_lazy(const QemuCommandLine& command_line) {
 }
 
 Result<LazyStart> start_lazy(std::shared_ptr<const CheckpointReader> reader, const MemoryIndex& index,
-                             QmpClient& qmp, const PageServer::Target& target, unsigned threads) {
+                             QmpClient& qmp, const PageServer::Target& target,
+                             const PageServer::Options& options) {
   VMSIEVE_ASSIGN(const RamLayout layout, read_ram_layout(qmp, target.qemu));
   VMSIEVE_ASSIGN(const auto memory, LiveMemory::open(target.qemu, layout));
   LazyStart start;
@@ -85,7 +86,7 @@ Result<LazyStart> start_lazy(std::shared_ptr<const CheckpointReader> reader, con
   if (std::ranges::find(start.brought, true) == start.brought.end())
     return Error(ErrorKind::kUnsupported, "the checkpoint does not say which RAM block is main memory");
   MissingPlan plan(index, start.brought, layout);
-  VMSIEVE_ASSIGN(start.server, PageServer::start(std::move(reader), std::move(plan), target, threads));
+  VMSIEVE_ASSIGN(start.server, PageServer::start(std::move(reader), std::move(plan), target, options));
   return start;
 }
 

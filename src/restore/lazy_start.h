@@ -30,6 +30,7 @@ struct LazyStart {
 /// pages. kUnsupported, kPermission and kBusy when it cannot be had, and nothing is changed then: the words
 /// say why. All other errors are failures of QEMU or of the host.
 Result<LazyStart> start_lazy(std::shared_ptr<const CheckpointReader> reader, const MemoryIndex& index,
-                             QmpClient& qmp, const PageServer::Target& target, unsigned threads);
+                             QmpClient& qmp, const PageServer::Target& target,
+                             const PageServer::Options& options);
 
 }  // namespace vmsieve

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "vmsieve/base/result.h"
 
@@ -127,6 +128,26 @@ std::optional<MissingPlan::Place> MissingPlan::find(u64 address) const {
     place.zeros.start = end;
   }
   return place;
+}
+
+std::vector<std::size_t> MissingPlan::jobs_of(std::span<const u64> frames) const {
+  if (frames.empty()) return {};
+  constexpr std::size_t kNowhere = ~std::size_t{0};
+  std::vector<std::size_t> positions(*std::ranges::max_element(frames) + 1, kNowhere);  // by frame
+  for (std::size_t i = 0; i < frames.size(); ++i)
+    if (positions[frames[i]] == kNowhere) positions[frames[i]] = i;
+  std::vector<std::pair<std::size_t, std::size_t>> found;  // position and job
+  for (std::size_t job = 0; job < jobs_.size(); ++job) {
+    std::size_t position = kNowhere;
+    for (const MissingPiece& piece : jobs_[job].pieces)
+      if (piece.frame && *piece.frame < positions.size())
+        position = std::min(position, positions[*piece.frame]);
+    if (position != kNowhere) found.emplace_back(position, job);
+  }
+  std::ranges::sort(found);
+  std::vector<std::size_t> jobs;
+  for (const auto& [position, job] : found) jobs.push_back(job);
+  return jobs;
 }
 
 }  // namespace vmsieve

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,8 @@ class MissingPlan {
     ByteRange zeros;                 ///< if none: how far around the address that is so
     u64 page_bytes = kPageSize;      ///< of the memory
   };
+  /// The jobs that bring pages of these frames of the index, in their order, none twice.
+  std::vector<std::size_t> jobs_of(std::span<const u64> frames) const;
   /// What belongs at a host address; none when it is in no block.
   std::optional<Place> find(u64 address) const;
 

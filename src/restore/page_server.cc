@@ -37,20 +37,23 @@ struct PageServer::Scratch {
 };
 
 PageServer::PageServer(std::shared_ptr<const CheckpointReader> reader, MissingPlan plan, Target target,
-                       MissingPages missing, int theirs)
+                       MissingPages missing, int theirs, const Options& options)
     : reader_(std::move(reader)),
       plan_(std::move(plan)),
       target_(std::move(target)),
       missing_(std::move(missing)),
       theirs_(theirs),
+      first_(plan_.jobs_of(options.first)),
+      record_(options.record),
       states_(plan_.jobs().size(), JobState::kOpen),
       jobs_left_(plan_.jobs().size()),
-      all_placed_(plan_.jobs().empty()) {}
+      all_placed_(plan_.jobs().empty()),
+      is_wanted_(plan_.jobs().size()) {}
 
 Result<std::unique_ptr<PageServer>> PageServer::start(std::shared_ptr<const CheckpointReader> reader,
                                                       MissingPlan plan, const Target& target,
-                                                      unsigned threads) {
-  VMSIEVE_CHECK(threads > 0);
+                                                      const Options& options) {
+  VMSIEVE_CHECK(options.threads > 0);
   VMSIEVE_ASSIGN(SharedUserfaultfd shared, share_userfaultfd(target.qemu));
   const auto undo = [&](const Error& error) {
     (void)close_descriptor(target.qemu, shared.theirs).ok();
@@ -64,9 +67,9 @@ Result<std::unique_ptr<PageServer>> PageServer::start(std::shared_ptr<const Chec
       return undo(added.error());
     }
   }
-  std::unique_ptr<PageServer> server{
-      new PageServer{std::move(reader), std::move(plan), target, std::move(*missing), shared.theirs}};
-  if (auto prepared = server->prepare(threads); !prepared.ok()) {
+  std::unique_ptr<PageServer> server{new PageServer{std::move(reader), std::move(plan), target,
+                                                    std::move(*missing), shared.theirs, options}};
+  if (auto prepared = server->prepare(options.threads); !prepared.ok()) {
     server->complete_ = true;  // nothing has been promised yet
     if (server->guard_) server->guard_->dismiss();
     server->missing_.end();
@@ -142,6 +145,7 @@ Result<void> PageServer::serve_fault(u64 address) {
   const auto place = plan_.find(address);
   if (!place) return {};  // none of ours: the kernel tells of registered memory only
   if (place->job) {
+    note_wanted(*place->job);
     const std::lock_guard lock(mutex_);
     switch (states_[*place->job]) {
       case JobState::kOpen:
@@ -186,7 +190,13 @@ void PageServer::note_fault(Clock::time_point told) {
 /// wait for a core, and for the bytes, at each of them.
 bool PageServer::guest_needs_the_cores() const {
   const Clock::time_point now = Clock::now();
-  return now - began_ < kHeadStart && now - last_asked_.load() < kAskedLately;
+  return now - began_ < kHeadStart && (record_ || now - last_asked_.load() < kAskedLately);
+}
+
+void PageServer::note_wanted(std::size_t job) {
+  if (is_wanted_[job] || Clock::now() - began_ >= kHeadStart) return;
+  is_wanted_[job] = true;
+  wanted_.push_back(job);
 }
 
 bool PageServer::take(std::size_t job) {
@@ -194,6 +204,14 @@ bool PageServer::take(std::size_t job) {
   if (states_[job] != JobState::kOpen) return false;
   states_[job] = JobState::kTaken;
   return true;
+}
+
+std::optional<std::size_t> PageServer::next_first() {
+  while (next_first_ < first_.size()) {
+    const std::size_t i = next_first_.fetch_add(1);
+    if (i < first_.size() && take(first_[i])) return first_[i];
+  }
+  return std::nullopt;
 }
 
 std::optional<std::size_t> PageServer::next_open() {
@@ -209,6 +227,7 @@ void PageServer::work(bool faults_only) {
   Scratch scratch;
   while (!stopping_) {
     std::optional<Urgent> urgent;
+    std::optional<std::size_t> job;
     {
       std::unique_lock lock(mutex_);
       if (faults_only) urgent_comes_.wait(lock, [&] { return stopping_ || !urgent_.empty(); });
@@ -225,12 +244,16 @@ void PageServer::work(bool faults_only) {
           continue;
         }
         state = JobState::kTaken;
-      } else if (!faults_only && guest_needs_the_cores()) {
+      } else if (!faults_only && next_first_ >= first_.size() && guest_needs_the_cores()) {
         urgent_comes_.wait_for(lock, kHeldBack);
         continue;
       }
     }
-    std::optional<std::size_t> job = urgent ? std::optional{urgent->job} : std::nullopt;
+    if (urgent) job = urgent->job;
+    if (!job && !faults_only) {
+      job = next_first();
+      if (job) first_jobs_ += 1;
+    }
     if (!job && !faults_only) job = next_open();
     if (!job) {
       if (faults_only) continue;
@@ -335,6 +358,7 @@ void PageServer::finish() {
     complete_ = true;
     stopping_ = true;
     figures_.fill_ms = watch_.ms();
+    figures_.first_jobs = first_jobs_;
   }
   urgent_comes_.notify_all();
   ended_.notify_all();
@@ -379,6 +403,19 @@ Result<void> PageServer::wait(const ProgressFunction& progress) {
 std::optional<Error> PageServer::error() const {
   const std::lock_guard lock(mutex_);
   return error_;
+}
+
+WorkingSet PageServer::working_set() const {
+  WorkingSet frames;
+  std::vector<bool> seen(reader_->index().frames.size());
+  for (const std::size_t job : wanted_) {
+    for (const MissingPiece& piece : plan_.jobs()[job].pieces) {
+      if (!piece.frame || seen[*piece.frame]) continue;
+      seen[*piece.frame] = true;
+      frames.push_back(*piece.frame);
+    }
+  }
+  return frames;
 }
 
 FillFigures PageServer::figures() const {

@@ -18,6 +18,7 @@
 #include "vmsieve/base/clock.h"
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
+#include "vmsieve/image/working_set.h"
 #include "vmsieve/qemu/missing_pages.h"
 #include "vmsieve/qemu/vm_lock.h"
 #include "vmsieve/restore/missing_guard.h"
@@ -29,6 +30,7 @@ namespace vmsieve {
 /// What came of bringing a VM's memory in.
 struct FillFigures {
   u64 pages = 0;                ///< that were brought in, without those that read as zeros
+  u64 first_jobs = 0;           ///< that were brought in by a working set, before anybody waited for them
   u64 faults = 0;               ///< pages that somebody waited for, zeros among them
   double longest_fault_ms = 0;  ///< from being told of it to the page
   double fill_ms = 0;           ///< until all was there
@@ -50,11 +52,20 @@ class PageServer {
     std::string log_path;  ///< QEMU's; where words are left when it has to be ended
   };
 
+  struct Options {
+    unsigned threads = 1;   ///< at least one
+    WorkingSet first = {};  ///< frames that are brought in before all others
+    /// Nothing but what is waited for is brought in during the guest's first second, so that it is seen what
+    /// it wants.
+    bool record = false;
+  };
+
   /// Takes QEMU's memory over: from the return on, whoever touches a page of the plan gets it. QEMU waits for
   /// its migration stream, and has touched nothing of that memory. On an error nothing is changed,
   /// kUnsupported and kPermission among them. `threads` fill; one more serves faults only.
   static Result<std::unique_ptr<PageServer>> start(std::shared_ptr<const CheckpointReader> reader,
-                                                   MissingPlan plan, const Target& target, unsigned threads);
+                                                   MissingPlan plan, const Target& target,
+                                                   const Options& options);
   /// Unless all is there, ends QEMU.
   ~PageServer();
   PageServer(const PageServer&) = delete;
@@ -67,6 +78,8 @@ class PageServer {
   std::optional<Error> error() const;
   /// After wait().
   FillFigures figures() const;
+  /// After wait(): what somebody waited for in the guest's first second.
+  WorkingSet working_set() const;
 
  private:
   enum class JobState : u8 { kOpen, kTaken, kDone };
@@ -83,7 +96,7 @@ class PageServer {
   };
 
   PageServer(std::shared_ptr<const CheckpointReader> reader, MissingPlan plan, Target target,
-             MissingPages missing, int theirs);
+             MissingPages missing, int theirs, const Options& options);
   Result<void> prepare(unsigned threads);
 
   void serve_faults();
@@ -92,8 +105,10 @@ class PageServer {
   Result<void> keep_guard();
 
   void work(bool faults_only);
+  std::optional<std::size_t> next_first();
   std::optional<std::size_t> next_open();
   bool guest_needs_the_cores() const;
+  void note_wanted(std::size_t job);
   bool take(std::size_t job);
   Result<void> do_job(std::size_t job, u64 first_address, Scratch& scratch);
   Result<void> place_piece(const MissingPiece& piece, std::span<const std::byte> bytes, u64 first_address);
@@ -119,6 +134,10 @@ class PageServer {
   std::atomic<Clock::time_point> last_asked_ = Clock::time_point{};
 
   std::vector<std::byte> zeros_;
+  const std::vector<std::size_t> first_;  ///< jobs, in this order before all others
+  const bool record_;
+  std::atomic<std::size_t> next_first_ = 0;
+  std::atomic<u64> first_jobs_ = 0;
   std::atomic<std::size_t> next_job_ = 0;
   std::atomic<bool> stopping_ = false;
 
@@ -135,6 +154,8 @@ class PageServer {
   std::optional<Error> error_;
   FillFigures figures_;
 
+  std::vector<std::size_t> wanted_;  // jobs; the fault thread's until all is there
+  std::vector<bool> is_wanted_;      // by job
   std::thread fault_thread_;
   std::vector<std::thread> workers_;
 };

@@ -74,6 +74,8 @@ struct Work {
   std::vector<std::byte> device_state;
   unsigned threads = 1;
   bool old_bytes_show = false;
+  WorkingSet working_set;
+  bool record = false;
   std::vector<bool> brought_elsewhere;
   std::unique_ptr<FrameFeed> feed;
   std::unique_ptr<PageServer> server;
@@ -84,9 +86,18 @@ struct Work {
   }
 };
 
+/// What was noted of an earlier restore; a hint that is damaged is as good as none.
+WorkingSet read_working_set(const Store& store, const CheckpointReader& reader) {
+  const auto text = store.read_hint(reader.manifest().id);
+  if (!text) return {};
+  auto frames = decode_working_set(*text, reader.index().frames.size());
+  return frames ? std::move(*frames) : WorkingSet{};
+}
+
 /// Lets the server have the new QEMU's main memory. None where that cannot be had; `reason` says why.
 Result<void> try_lazy(Work& work, RunningQemu& qemu, RestoreMode mode, std::string& reason) {
-  auto lazy = start_lazy(work.reader, work.index(), qemu.qmp(), {qemu.pid(), qemu.log_path()}, work.threads);
+  auto lazy = start_lazy(work.reader, work.index(), qemu.qmp(), {qemu.pid(), qemu.log_path()},
+                         {.threads = work.threads, .first = work.working_set, .record = work.record});
   if (lazy.ok()) {
     work.server = std::move(lazy->server);
     work.brought_elsewhere = std::move(lazy->brought);
@@ -244,6 +255,9 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   work.old_bytes_show = ram_files->old_bytes_show || fills_memory_itself(command_line);
 
   RestoreReport report;
+  work.record = options.record;
+  if (options.mode != RestoreMode::kEager && !options.record)
+    work.working_set = read_working_set(store, *work.reader);
   if (options.mode != RestoreMode::kEager) {
     report.eager_reason =
         work.old_bytes_show ? "its memory holds something already" : why_not_lazy(command_line);
@@ -270,7 +284,12 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   qemu->detach();
   report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
-  return Restored{std::move(report), std::move(work.server)};
+  const bool records = report.lazy && work.working_set.empty();
+  return Restored{std::move(report), std::move(work.server), records};
+}
+
+Result<void> keep_working_set(Store& store, const std::string& id, const PageServer& server) {
+  return store.write_hint(id, encode_working_set(server.working_set()));
 }
 
 Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,

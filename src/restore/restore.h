@@ -43,6 +43,9 @@ struct RestoreOptions {
   AfterRestore after = AfterRestore::kAsSaved;
   /// For tests: pages that were left out as free read as this byte. A guest must not be able to tell.
   std::optional<u8> omitted_fill = std::nullopt;
+  /// Of a lazy restore: notes anew what the guest wants first (keep_working_set()), and goes by nothing
+  /// that was noted before.
+  bool record = false;
   unsigned threads = 0;  ///< that decode, and bring memory in; 0: as many as there are cores, at most 4
   std::chrono::milliseconds start_timeout{120000};
 };
@@ -71,7 +74,13 @@ struct Restored {
   RestoreReport report;
   /// Of a lazy restore: brings the memory in from now on. Its end before all is there ends the new QEMU too.
   std::unique_ptr<PageServer> server;
+  /// Was it asked for, or was none there: after server->wait(), keep_working_set() is to be called.
+  bool records = false;
 };
+
+/// Leaves with the checkpoint what a guest that was restored from it wanted first: the next lazy restore
+/// brings that in before all else.
+Result<void> keep_working_set(Store& store, const std::string& id, const PageServer& server);
 
 /// Brings a guest back in a new QEMU with the recorded command line. What describes the checkpoint is checked
 /// before anything starts, every frame before its pages reach the guest. When this returns an error, or the

@@ -39,7 +39,8 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, 
   }
   VMSIEVE_ASSIGN(const bool lock_left, unlink_at(folder, kWriting));
   VMSIEVE_ASSIGN(const bool manifest_left, unlink_at(folder, kManifestTemporary));
-  return Swept{.leftover = lock_left || manifest_left};
+  VMSIEVE_ASSIGN(const bool hint_left, unlink_at(folder, kHintTemporary));
+  return Swept{.leftover = lock_left || manifest_left || hint_left};
 }
 
 /// Removes the retired checkpoints that nobody needs, and takes from the others what nobody needs. Returns

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "vmsieve/image/working_set.h"
 #include "vmsieve/store/directory_object.h"
 #include "vmsieve/store/retired.h"
 
@@ -248,6 +249,21 @@ Result<std::unique_ptr<ObjectReader>> DirectoryStore::open(const std::string& id
     return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
   }
   return DirectoryObjectReader::open(folder, std::string{object});
+}
+
+Result<std::string> DirectoryStore::read_hint(const std::string& id) const {
+  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  return read_small_file_at(folder, kHint, kMaxWorkingSetBytes);
+}
+
+// Under the lock: a removal must not find a file that was not there when it listed the folder.
+Result<void> DirectoryStore::write_hint(const std::string& id, std::string_view text) {
+  VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
+  VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
+  if (state != FolderState::kCheckpoint)
+    return make_error(ErrorKind::kNotFound, "there is no checkpoint {}: {} has no manifest", id, folder.path);
+  return publish_file_at(folder, kHintTemporary, kHint, text);
 }
 
 }  // namespace vmsieve

@@ -21,6 +21,8 @@ class DirectoryStore : public Store {
   Result<Listing> list() const override;
   Result<Manifest> manifest(const std::string& id) const override;
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
+  Result<std::string> read_hint(const std::string& id) const override;
+  Result<void> write_hint(const std::string& id, std::string_view text) override;
   Result<Removal> remove(const std::string& id) override;
   Result<u64> sweep(Sweep what = Sweep::kAll) override;
 
@@ -43,6 +45,8 @@ inline constexpr const char* kLock = "lock";
 inline constexpr const char* kCheckpoints = "checkpoints";
 inline constexpr const char* kManifest = "manifest";
 inline constexpr const char* kManifestTemporary = "manifest.new";
+inline constexpr const char* kHint = "working-set.hint";
+inline constexpr const char* kHintTemporary = "working-set.hint.new";
 inline constexpr const char* kRetired = "retired";
 inline constexpr const char* kPunched = "retired.punched";
 inline constexpr const char* kPunchedTemporary = "retired.punched.new";

@@ -49,6 +49,14 @@ Result<std::string> by_prefix(const Listing& listing, std::string_view prefix, c
 
 }  // namespace
 
+Result<std::string> Store::read_hint(const std::string& /*id*/) const {
+  return make_error(ErrorKind::kUnsupported, "store {} keeps no hints", name());
+}
+
+Result<void> Store::write_hint(const std::string& /*id*/, std::string_view /*text*/) {
+  return make_error(ErrorKind::kUnsupported, "store {} keeps no hints", name());
+}
+
 Result<std::string> Store::resolve(std::string_view checkpoint) const {
   const std::size_t at = checkpoint.rfind('@');
   const bool by_name = at != std::string_view::npos && checkpoint.substr(at + 1) == kLatest;

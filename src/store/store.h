@@ -88,6 +88,10 @@ class Store {
   /// Of a removed checkpoint that others need, `memory` can still be opened, and nothing else.
   virtual Result<std::unique_ptr<ObjectReader>> open(const std::string& id,
                                                      std::string_view object) const = 0;
+  /// The hint that was left with a checkpoint (WorkingSet): a text that is no part of it, and that may be
+  /// lost or replaced at any time. kNotFound when there is none, kUnsupported where a store keeps none.
+  virtual Result<std::string> read_hint(const std::string& id) const;
+  virtual Result<void> write_hint(const std::string& id, std::string_view text);
   /// Removes the manifest first (from then on the checkpoint does not exist), then the rest, except what
   /// other checkpoints need. kBusy names a checkpoint of which this program cannot tell what it needs.
   virtual Result<Removal> remove(const std::string& id) = 0;

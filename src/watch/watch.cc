@@ -214,6 +214,7 @@ class Watch {
     if (belongs_to_libvirt(reader->manifest(), options_.restore)) return bring_domain_back(*reader);
     VMSIEVE_ASSIGN(const Restored restored, restore(store_, id, options_.restore, progress_));
     if (restored.server != nullptr) VMSIEVE_TRY(restored.server->wait(progress_));
+    if (restored.records) (void)keep_working_set(store_, id, *restored.server).ok();
     return restored.report;
   }
 

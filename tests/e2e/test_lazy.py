@@ -115,6 +115,32 @@ def test_a_chain(vmsieve, tmp_path):
         Serial(serial).wait_rounds(3)
 
 
+def test_what_is_wanted_first_comes_first_the_next_time(vmsieve, tmp_path, saved):
+    hint = vmsieve.store / "checkpoints" / saved / "working-set.hint"
+
+    def restore(name, *options):
+        serial = tmp_path / name
+        report = vmsieve.restore(saved, serial, "--lazy", "--wait", *options)
+        Serial(serial).wait_rounds(2)
+        vmsieve.kill_restored()
+        return report["fill"]
+
+    assert restore("first")["first_jobs"] == 0
+    noted = hint.read_text(encoding="ascii").splitlines()
+    assert noted[0] == "vmsieve-working-set 1" and len(noted) > 10
+    assert restore("second")["first_jobs"] > 0
+    assert hint.read_text(encoding="ascii").splitlines() == noted
+    assert restore("recording", "--record")["first_jobs"] == 0
+    assert hint.read_text(encoding="ascii").splitlines() != noted
+    # It is only a hint.
+    hint.write_bytes(hint.read_bytes()[:-3])
+    assert restore("damaged")["first_jobs"] == 0
+    assert restore("again")["first_jobs"] > 0
+    vmsieve.run("verify", saved)
+    vmsieve.run("rm", saved)
+    assert not hint.parent.exists()
+
+
 def test_killed_at_random_moments_no_guest_runs_on(slow, tmp_path, saved):
     moments = random_moments()
     ended = 0

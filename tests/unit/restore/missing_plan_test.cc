@@ -71,6 +71,14 @@ TEST(MissingPlan, HasOneJobForEachFrameInTheOrderOfItsBytes) {
   EXPECT_EQ(plan.jobs()[3].pieces.front().fill, 0xaa);
 }
 
+TEST(MissingPlan, FindsTheJobsOfFramesInTheirOrder) {
+  const MissingPlan plan(index(), {true, false}, layout());
+  EXPECT_THAT(plan.jobs_of({}), ElementsAre());
+  EXPECT_THAT(plan.jobs_of(std::vector<u64>{2, 0, 1}), ElementsAre(2U, 1U, 0U));
+  EXPECT_THAT(plan.jobs_of(std::vector<u64>{1, 1, 1}), ElementsAre(0U));
+  EXPECT_THAT(plan.jobs_of(std::vector<u64>{7}), ElementsAre());
+}
+
 TEST(MissingPlan, FindsWhatBelongsAtAnAddress) {
   const MissingPlan plan(index(), {true, false}, layout());
   EXPECT_FALSE(plan.find(at(0) - 1));

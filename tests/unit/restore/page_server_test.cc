@@ -12,7 +12,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <random>
+#include <set>
 #include <sstream>
 
 #include <gmock/gmock.h>
@@ -217,11 +219,11 @@ class PageServerTest : public testing::TestWithParam<bool> {
     ASSERT_TRUE(file.good());
   }
 
-  Result<std::unique_ptr<PageServer>> start(unsigned threads = 2) {
+  Result<std::unique_ptr<PageServer>> start(const PageServer::Options& options = {.threads = 2}) {
     VMSIEVE_ASSIGN(auto opened, CheckpointReader::open(*store_, kId));
     std::shared_ptr<const CheckpointReader> reader = std::move(opened);
     MissingPlan plan(reader->index(), {true}, reader_.layout());
-    return PageServer::start(std::move(reader), std::move(plan), {reader_.pid(), log_path()}, threads);
+    return PageServer::start(std::move(reader), std::move(plan), {reader_.pid(), log_path()}, options);
   }
 
   Reader reader_;
@@ -261,6 +263,53 @@ TEST_P(PageServerTest, PagesThatNobodyTouchesComeToo) {
   EXPECT_EQ(reader_.board().wrong, 0U);
 }
 
+/// The frames in the order in which the process reads them.
+WorkingSet in_reading_order() {
+  std::map<u64, u64> frames;  // by the stretch's number
+  for (u64 stretch = 0; stretch < kPages / kFramePages; ++stretch)
+    if (const u64 word = word_of(stretch * kFramePages); word != 0 && word != 0x5a5a5a5a5a5a5a5a)
+      frames.emplace(stretch, frames.size());
+  WorkingSet order;
+  std::set<u64> seen;
+  for (u64 i = 0; i < kPages; ++i) {
+    const u64 stretch = i * 1237 % kPages / kFramePages;
+    if (frames.contains(stretch) && seen.insert(stretch).second) order.push_back(frames.at(stretch));
+  }
+  return order;
+}
+
+TEST_P(PageServerTest, WhatIsWantedFirstIsNotedAndComesFirstTheNextTime) {
+  WorkingSet noted;
+  {
+    auto server = start({.threads = 2, .record = true});
+    ASSERT_TRUE(server) << server.error().message();
+    reader_.board().go = true;
+    const auto filled = (*server)->wait();
+    ASSERT_TRUE(filled) << filled.error().message();
+    noted = (*server)->working_set();
+    EXPECT_EQ((*server)->figures().first_jobs, 0U);
+  }
+  // Nothing else came in while the process read, so all that it read was waited for.
+  EXPECT_EQ(noted, in_reading_order());
+  EXPECT_EQ(reader_.board().wrong, 0U);
+
+  Reader again(GetParam());
+  auto opened = CheckpointReader::open(*store_, kId);
+  ASSERT_TRUE(opened);
+  std::shared_ptr<const CheckpointReader> reader = std::move(*opened);
+  MissingPlan plan(reader->index(), {true}, again.layout());
+  auto server = PageServer::start(std::move(reader), std::move(plan), {again.pid(), log_path()},
+                                  {.threads = 2, .first = noted});
+  ASSERT_TRUE(server) << server.error().message();
+  ASSERT_TRUE((*server)->wait());
+  EXPECT_EQ((*server)->figures().first_jobs, noted.size());
+  EXPECT_EQ((*server)->figures().faults, 0U);
+  EXPECT_TRUE((*server)->working_set().empty());
+  again.board().go = true;
+  EXPECT_TRUE(again.is_done());
+  EXPECT_EQ(again.board().wrong, 0U);
+}
+
 TEST_P(PageServerTest, ADamagedFrameEndsTheProcess) {
   damage();
   auto server = start();
@@ -291,7 +340,7 @@ TEST_P(PageServerTest, WhenItIsKilledTheProcessIsEndedAndItsLogSaysSo) {
   std::mt19937 random{std::random_device{}()};
   const pid_t serving = ::fork();
   if (serving == 0) {
-    auto server = start(1);
+    auto server = start({.threads = 1});
     if (!server) ::_exit(1);
     reader_.board().go = true;
     ::usleep(static_cast<useconds_t>(std::uniform_int_distribution<>(0, 500)(random)));

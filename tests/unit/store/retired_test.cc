@@ -154,6 +154,23 @@ TEST_F(RetiredTest, AReaderOfADependentThatIsRemovedReadsOn) {
   EXPECT_TRUE((*reader)->verify().ok());
 }
 
+TEST_F(RetiredTest, AHintGoesWithItsCheckpoint) {
+  EXPECT_EQ(store_->read_hint(kB).error().kind(), ErrorKind::kNotFound);
+  for (const char* id : {kA, kB, kD}) ASSERT_TRUE(store_->write_hint(id, "one"));
+  ASSERT_TRUE(store_->write_hint(kB, "another"));
+  EXPECT_EQ(*store_->read_hint(kB), "another");
+  expect_whole(kB);
+  write_file(folder(kB) / "working-set.hint.new", "half");
+  EXPECT_GT(*store_->sweep(), 0U);
+  EXPECT_EQ(*store_->read_hint(kB), "another");
+  remove(kA);  // others need it
+  EXPECT_EQ(store_->read_hint(kA).error().kind(), ErrorKind::kNotFound);
+  EXPECT_EQ(store_->write_hint(kA, "late").error().kind(), ErrorKind::kNotFound);
+  for (const char* id : {kB, kC, kD}) remove(id);
+  sweep();
+  EXPECT_TRUE(fs::is_empty(root_ / "checkpoints"));
+}
+
 /// Removes a checkpoint, and all that can be with it, at the moment when a reader opens its first object.
 class RemovingStore : public Store {
  public:
