@@ -53,10 +53,10 @@ def test_counters_agree_at_random_stops(vmsieve, request, kernel):
     for reason in doubtful:
         print(f"   {reason}")
     assert len(figures) > stops // 4, "the guest was not busy"
-    # A stop inside the allocator's lock: rare, and told.
+    # A stop inside the allocator's lock: rare, and told. In a real-time kernel who has the lock may be preempted.
     inside = ("the kernel counts", "malformed", "lock of the zone")
     assert all(any(words in reason for words in inside) for reason in doubtful)
-    assert len(doubtful) <= 1 + stops // 20
+    assert len(doubtful) <= 1 + stops // (4 if kernel.endswith("-rt") else 20)
 
 
 def free_by_vmsieve(report):
