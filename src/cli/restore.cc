@@ -2,6 +2,7 @@
 #include "vmsieve/restore/restore.h"
 
 #include <unistd.h>
+#include <algorithm>
 #include <cstdio>
 
 #include <CLI/CLI.hpp>
@@ -69,6 +70,14 @@ void keep_working_set(Store& store, const std::string& id, const Restored& resto
   if (!kept && asked) warn("what the guest wanted first cannot be noted: " + kept.error().message(), common);
 }
 
+/// As long as QEMU lives; that it did not end well is told.
+int stay_with(pid_t pid, const Common& common) {
+  const auto ended = wait_for_exit(pid);
+  if (!ended) return report(ended.error(), common);
+  if (*ended == 0) return kExitOk;
+  return report(make_error(ErrorKind::kVanished, "process {} ended with status {}", pid, *ended), common);
+}
+
 /// Until the guest's memory is complete, and with --foreground until QEMU ends.
 int restore_to_the_end(Store& store, const std::string& id, const Options& options, const Common& common) {
   const auto restored = restore(store, id, options.restore, progress_bar(common));
@@ -93,10 +102,7 @@ int restore_to_the_end(Store& store, const std::string& id, const Options& optio
   }
   if (common.json && !tell_early) print_json(json);
   std::fflush(stdout);
-  if (options.foreground) {
-    if (const auto ended = wait_for_exit(restored->report.pid); !ended) return report(ended.error(), common);
-  }
-  return kExitOk;
+  return options.foreground ? stay_with(restored->report.pid, common) : kExitOk;
 }
 
 /// `ready` is called when the guest is back; its memory may still be to come.
@@ -141,12 +147,11 @@ int restore_all_clones(const Store& store, const std::string& id, const Options&
   if (common.json) print_json(json);
   std::fflush(stdout);
   warn(kSameInClones, common);
+  int status = kExitOk;
   if (options.foreground) {
-    for (const RestoreReport& clone : *clones) {
-      if (const auto ended = wait_for_exit(clone.pid); !ended) return report(ended.error(), common);
-    }
+    for (const RestoreReport& clone : *clones) status = std::max(status, stay_with(clone.pid, common));
   }
-  return kExitOk;
+  return status;
 }
 
 int restore_domain(const CheckpointReader& reader, const RestoreOptions& options, const Common& common) {
@@ -216,13 +221,15 @@ void add_restore(CLI::App& app, int& status) {
       "--lazy", options->lazy, "run the guest before its memory is there, or fail (default: where possible)");
   command->add_flag("--eager", options->eager, "check and fill all memory before the guest runs")
       ->excludes(lazy);
-  command->add_flag("--wait", options->wait, "wait until all memory is there");
+  command->add_flag("--wait", options->wait,
+                    "wait until all memory is there (to end this command before that ends the VM)");
   command
       ->add_flag("--record", options->restore.record,
                  "note anew what the guest wants first: the next restores bring that in before all else (the "
                  "first lazy restore of a checkpoint does it by itself)")
       ->excludes("--eager");
-  command->add_flag("--foreground", options->foreground, "wait until the new QEMU ends");
+  command->add_flag("--foreground", options->foreground,
+                    "wait until the new QEMU ends; exit status 9 if that was not by itself or by `quit`");
   command
       ->add_option(
           "--clone", options->clones,

@@ -11,6 +11,16 @@ namespace vmsieve::cli {
 
 namespace {
 
+/// As a shell takes it.
+std::string quoted(const std::string& argument) {
+  constexpr std::string_view kPlain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=,.:/@%";
+  if (!argument.empty() && argument.find_first_not_of(kPlain) == std::string::npos) return argument;
+  std::string out = "'";
+  for (const char c : argument) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
 struct ShownRun {
   u64 first_pfn = 0;
   u64 count = 0;
@@ -78,7 +88,7 @@ void print_text(const Manifest& m) {
   }
   std::fputs(table(rows, {}).c_str(), stdout);
   std::fputs("command line\n ", stdout);
-  for (const std::string& argument : m.command_line) fmt::print(" {}", argument);
+  for (const std::string& argument : m.command_line) fmt::print(" {}", quoted(argument));
   std::puts("");
 }
 

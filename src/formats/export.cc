@@ -174,7 +174,8 @@ Result<void> check_domain_xml(const CheckpointReader& reader, const ExportOption
     return Error(ErrorKind::kUsage,
                  "the checkpoint was not taken of libvirt:NAME: the domain's XML must be given (--xml FILE)");
   }
-  if (xml.size() >= LibvirtImageHead::kMaxDataBytes || xml.find('\0') != std::string::npos)
+  if (xml.size() >= LibvirtImageHead::kMaxDataBytes || xml.find('\0') != std::string::npos ||
+      xml.find("<domain") == std::string::npos)
     return Error(ErrorKind::kUsage, "this is no XML of a domain");
   return {};
 }
@@ -197,11 +198,12 @@ Result<ExportReport> export_checkpoint(const CheckpointReader& reader, const Exp
   if (path == "-" && !is_stream(format)) {
     return Error(ErrorKind::kUsage, "only a migration stream can be written to standard output");
   }
+  if (path.empty()) return Error(ErrorKind::kUsage, "there is no name for the file to write");
+  // Before it is opened, which waits for a reader.
+  if (OutputFile::would_be_stream(path) && !is_stream(format))
+    return make_error(ErrorKind::kUsage, "only a migration stream can be written to the FIFO {}", path);
   if (format == ExportFormat::kLibvirt) VMSIEVE_TRY(check_domain_xml(reader, options));
   VMSIEVE_ASSIGN(const auto file, OutputFile::create(path));
-  if (file->is_stream() && !is_stream(format)) {
-    return make_error(ErrorKind::kUsage, "only a migration stream can be written to the FIFO {}", path);
-  }
   const auto write = [&]() -> Result<u64> {
     switch (format) {
       case ExportFormat::kLibvirt: {

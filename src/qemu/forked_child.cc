@@ -19,7 +19,7 @@ std::size_t shown_bytes = 0;
 void show(const char* name) noexcept {
   if (shown_bytes == 0) return;
   std::memset(shown_command_line, 0, shown_bytes);
-  std::memcpy(shown_command_line, name, std::min(std::strlen(name), shown_bytes - 1));
+  std::copy_n(name, std::min(std::strlen(name), shown_bytes - 1), shown_command_line);
 }
 
 /// Closes [first, end).

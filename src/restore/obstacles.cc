@@ -100,6 +100,18 @@ std::optional<std::string> local_file(std::string name) {
   return name;
 }
 
+/// The path of a UNIX socket that QEMU listens on; empty when it does not.
+std::string listening_path(const QemuOption& option, const OptionProperties& properties) {
+  const std::string value = option.value.value_or("");
+  if (option.name == "chardev" && properties.get("backend") == "socket") {
+    const bool server = properties.on("server") || properties.get("server") == "";
+    return server && !properties.on("abstract") ? properties.get("path").value_or("") : "";
+  }
+  if (!value.starts_with("unix:")) return "";
+  const OptionProperties listener{value.substr(5), "path"};  // -serial unix:PATH,server=on; -vnc unix:PATH
+  return option.name == "vnc" || listener.on("server") ? listener.get("path").value_or("") : "";
+}
+
 /// Files that QEMU makes, or empties if they are there (QEMU chardev/char.c, chardev/char-file.c,
 /// util/log.c).
 std::vector<std::string> output_files(const QemuOption& option, const OptionProperties& properties) {
@@ -223,15 +235,7 @@ class Search {
   }
 
   void check_sockets(const QemuOption& option, const OptionProperties& properties) {
-    const std::string value = option.value.value_or("");
-    std::string path;
-    if (option.name == "chardev" && properties.get("backend") == "socket") {
-      const bool server = properties.on("server") || properties.get("server") == "";
-      if (server && !properties.on("abstract")) path = properties.get("path").value_or("");
-    } else if (value.starts_with("unix:")) {  // -serial unix:PATH,server=on; -vnc unix:PATH
-      const OptionProperties listener{value.substr(5), "path"};
-      if (option.name == "vnc" || listener.on("server")) path = listener.get("path").value_or("");
-    }
+    const std::string path = listening_path(option, properties);
     if (path.empty()) return;
     if (listens_on(sockets_, path) || listens_on(sockets_, resolve_path(path, directory_))) {
       found.push_back(fmt::format("{} listens on {}, where another process listens now: end it, or use {}",
@@ -259,6 +263,22 @@ class Search {
 std::string resolve_path(const std::string& path, const std::string& working_directory) {
   if (path.starts_with('/') || working_directory.empty()) return path;
   return working_directory + (working_directory.ends_with('/') ? "" : "/") + path;
+}
+
+std::vector<std::string> outputs_of(const QemuCommandLine& command_line,
+                                    const std::string& working_directory) {
+  std::vector<std::string> paths;
+  for (const QemuOption& option : command_line.options()) {
+    if (option.name.empty()) continue;
+    const OptionProperties properties{option.value.value_or(""), implied_key(option.name)};
+    for (const std::string& file : output_files(option, properties))
+      paths.push_back(resolve_path(file, working_directory));
+    if (const std::string path = listening_path(option, properties); !path.empty())
+      paths.push_back(resolve_path(path, working_directory));
+  }
+  // Devices are not emptied.
+  std::erase_if(paths, [](const std::string& path) { return path.starts_with("/dev/"); });
+  return paths;
 }
 
 bool listens_on(std::string_view proc_net_unix, const std::string& path) {

@@ -22,6 +22,11 @@ namespace vmsieve {
 std::vector<std::string> find_obstacles(const QemuCommandLine& command_line,
                                         const std::string& working_directory);
 
+/// The files that a QEMU with this command line makes or empties, and the UNIX sockets that it listens on:
+/// what two of them cannot share. Whole paths, without devices.
+std::vector<std::string> outputs_of(const QemuCommandLine& command_line,
+                                    const std::string& working_directory);
+
 /// `path` as a process in `working_directory` sees it.
 std::string resolve_path(const std::string& path, const std::string& working_directory);
 

@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/restore/restore.h"
 
+#include <fcntl.h>
 #include <algorithm>
 #include <memory>
 #include <thread>
 
 #include "vmsieve/base/clock.h"
 #include "vmsieve/qemu/machine.h"
+#include "vmsieve/qemu/process.h"
 #include "vmsieve/restore/clone_memory.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
 #include "vmsieve/restore/launch.h"
 #include "vmsieve/restore/lazy_start.h"
+#include "vmsieve/restore/missing_guard.h"
+#include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/preflight.h"
 #include "vmsieve/restore/qmp_place.h"
 #include "vmsieve/restore/ram_files.h"
@@ -224,6 +228,22 @@ RestoreOptions numbered_options(RestoreOptions options, unsigned number) {
   return options;
 }
 
+/// What only one can have, a clone must not share with the next: it would be emptied, or refused when the
+/// first of them runs.
+Result<void> check_apart(const QemuCommandLine& one, const QemuCommandLine& other,
+                         const std::string& working_directory, const std::optional<std::string>& qmp_path) {
+  if (qmp_path && numbered(*qmp_path, 1) == numbered(*qmp_path, 2))
+    return make_error(ErrorKind::kUsage, "--qmp {}: each clone needs its own, as in --qmp {}.{{n}}",
+                      *qmp_path, *qmp_path);
+  const std::vector<std::string> files = outputs_of(one, working_directory);
+  for (const std::string& file : outputs_of(other, working_directory)) {
+    if (std::ranges::find(files, file) == files.end()) continue;
+    return make_error(ErrorKind::kIncompatible,
+                      "all clones would have {}: give each its own, as in --set serial=file:PATH{{n}}", file);
+  }
+  return {};
+}
+
 /// Files of its own behind RAM that is no main memory, and devices that fill memory, do not go with memory
 /// that is there from the beginning.
 Result<void> check_clone_memory(const QemuCommandLine& line, const std::string& working_directory) {
@@ -315,10 +335,12 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
     VMSIEVE_TRY(check_obstacles(line, manifest.working_directory));
     lines.push_back(std::move(line));
   }
+  if (count > 1) VMSIEVE_TRY(check_apart(lines[0], lines[1], manifest.working_directory, options.qmp_path));
   VMSIEVE_ASSIGN(const CloneMemory memory,
                  CloneMemory::make(*work.reader, work.index(), work.threads, progress));
   work.brought_elsewhere = memory.blocks();
 
+  std::vector<std::unique_ptr<MissingGuard>> guards;  // if we are killed, none stays
   std::vector<std::unique_ptr<RunningQemu>> qemus;
   std::vector<RestoreReport> reports;
   for (unsigned number = 1; number <= count; ++number) {
@@ -332,6 +354,11 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
     RestoreReport& report = reports.emplace_back();
     VMSIEVE_ASSIGN(auto qemu, start_qemu(manifest, own, executable, line, memory.descriptors(), report));
     report.start_ms = watch.ms();
+    // Once it has its memory nothing else would end it with us.
+    VMSIEVE_ASSIGN(const UniqueFd process, open_process(qemu->pid()));
+    VMSIEVE_ASSIGN(const UniqueFd log, open_file(qemu->log_path(), O_WRONLY | O_APPEND));
+    VMSIEVE_ASSIGN(auto guard, MissingGuard::make(process.get(), log.get()));
+    guards.push_back(std::move(guard));
     work.start_decoding();
     const auto back =
         bring_back(work, *qemu, RestoreMode::kEager, shall_run(manifest, own.after), progress, report);
@@ -340,6 +367,7 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
     qemus.push_back(std::move(qemu));
   }
   for (const auto& qemu : qemus) qemu->detach();
+  for (const auto& guard : guards) guard->dismiss();
   return reports;
 }
 

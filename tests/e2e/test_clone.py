@@ -2,9 +2,13 @@
 """Clones: several guests of one checkpoint, which share what they have not written to."""
 
 import pathlib
+import signal
+import subprocess
+import time
 
 import pytest
 
+from tests.conftest import BINARY
 from tests.fault.test_bad_input import qemus_with
 from tests.lab import Guest, Qmp, Serial, process_exists, wait_until
 
@@ -101,9 +105,34 @@ def test_no_clones_where_others_work_on_the_memory(cloning):
 def test_what_only_one_can_have_is_named_and_none_is_left(cloning, tmp_path):
     command, checkpoint = cloning
     serial = tmp_path / "same.serial"
+    serial.write_text("old words")
     failed = command.fails("restore", checkpoint, "--clone", 2, "--quiet", "--set", f"serial=file:{serial}")
-    assert failed.code == 7 and str(serial) in failed.stderr
+    assert failed.code == 7 and f"all clones would have {serial}" in failed.stderr
+    assert serial.read_text() == "old words"
+    failed = command.fails("restore", checkpoint, "--clone", 2, "--quiet", "--set", f"serial=file:{serial}.{{n}}",
+                           "--qmp", f"{tmp_path}/qmp")
+    assert failed.code == 2 and f"{tmp_path}/qmp.{{n}}" in failed.stderr
     assert not any(process_exists(pid) for pid in qemus_with(serial))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_killed_in_the_middle_none_is_left(cloning, tmp_path, number):
+    command, checkpoint = cloning
+    killed = 0
+    for turn in range(8):
+        serial = tmp_path / f"{turn}.serial"
+        with subprocess.Popen([str(BINARY), "restore", checkpoint, "--clone", "3", "--quiet", "--set",
+                               f"serial=file:{serial}.{{n}}"], env=command.env, stdout=subprocess.DEVNULL) as cloning:
+            time.sleep(0.25 + turn * 0.1)
+            cloning.send_signal(number)
+        pids = qemus_with(serial)
+        if cloning.returncode == 0:  # it was done before
+            command.pids += pids
+            command.kill_restored()
+            continue
+        killed += 1
+        wait_until(lambda: not any(process_exists(pid) for pid in pids), 10, "the end of all clones")
+    assert killed > 0
 
 
 @pytest.mark.parametrize("memory", ["hugetlb", *(pytest.param(kind, marks=pytest.mark.matrix) for kind in ("memfd", "numa"))])

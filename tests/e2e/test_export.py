@@ -3,8 +3,10 @@
 
 import contextlib
 import filecmp
+import os
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -205,3 +207,30 @@ def test_nothing_is_replaced_or_left_behind(guest_and_store, tmp_path):
     for name in ("qemu", "qemu-mapped-ram", "raw", "elf"):
         assert copy.fails("export", checkpoint, "--format", name, "--output", tmp_path / "out").code == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["store", "taken"]
+
+
+def test_killed_in_the_middle_nothing_is_left(guest_and_store, tmp_path):
+    _, command, checkpoint, _ = guest_and_store
+    killed = 0
+    for turn in range(10):
+        with subprocess.Popen([str(BINARY), "export", checkpoint, "--format", "raw", "--output", str(tmp_path / "raw")],
+                              env=command.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(0.02 + 0.02 * turn)
+            process.kill()
+        killed += process.returncode != 0
+        left = [path.name for path in tmp_path.iterdir()]
+        assert left == ([] if process.returncode else ["raw"])
+        (tmp_path / "raw").unlink(missing_ok=True)
+    assert killed > 0
+
+
+def test_what_cannot_be_written_is_said_at_once(guest_and_store, tmp_path):
+    _, command, checkpoint, _ = guest_and_store
+    fifo, text = tmp_path / "fifo", tmp_path / "text"
+    os.mkfifo(fifo)
+    failed = command.fails("export", checkpoint, "--format", "raw", "--output", fifo)
+    assert failed.code == 2 and "only a migration stream" in failed.stderr
+    text.write_text("localhost")
+    failed = command.fails("export", checkpoint, "--format", "libvirt", "--output", tmp_path / "image", "--xml", text)
+    assert failed.code == 2 and "no XML of a domain" in failed.stderr
+    assert command.fails("export", checkpoint, "--format", "raw", "--output", "").code == 2

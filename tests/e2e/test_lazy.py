@@ -141,6 +141,24 @@ def test_what_is_wanted_first_comes_first_the_next_time(vmsieve, tmp_path, saved
     assert not hint.parent.exists()
 
 
+def test_who_stays_with_the_vm_tells_how_it_ended(vmsieve, tmp_path, saved):
+    for end, code in ((signal.SIGTERM, 0), (signal.SIGKILL, 9)):
+        with subprocess.Popen([str(BINARY), "restore", saved, "--foreground", "--wait", "--json", "--set",
+                               f"serial=file:{tmp_path}/{code}.serial"], env=vmsieve.env, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, text=True) as process:
+            report = ""
+            for line in process.stdout:
+                report += line
+                if line == "}\n":
+                    break
+            pid = json.loads(report)["pid"]
+            vmsieve.pids.append(pid)
+            Serial(tmp_path / f"{code}.serial").wait_rounds(1)
+            os.kill(pid, end)
+            assert process.wait(timeout=30) == code
+            assert ("ended with status 137" in process.stderr.read()) == (code == 9)
+
+
 def test_killed_at_random_moments_no_guest_runs_on(slow, tmp_path, saved):
     moments = random_moments()
     ended = 0
