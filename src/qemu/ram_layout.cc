@@ -133,10 +133,7 @@ Result<void> locate_blocks(QmpClient& qmp, pid_t pid, const std::vector<Ramblock
   return {};
 }
 
-}  // namespace
-
-Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid) {
-  VMSIEVE_ASSIGN(const std::string ramblock_text, qmp.human("info ramblock"));
+Result<RamLayout> layout_of(QmpClient& qmp, pid_t pid, const std::string& ramblock_text) {
   VMSIEVE_ASSIGN(std::vector<RamblockLine> lines, parse_info_ramblock(ramblock_text));
   VMSIEVE_ASSIGN(const std::string mtree_text, qmp.human("info mtree -f"));
   VMSIEVE_ASSIGN(const std::vector<FlatRange> ranges, parse_info_mtree(mtree_text));
@@ -162,6 +159,22 @@ Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid) {
 
   VMSIEVE_TRY(locate_blocks(qmp, pid, lines, ranges, layout));
   return layout;
+}
+
+}  // namespace
+
+Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid) {
+  constexpr int kAttempts = 3;
+  for (int attempt = 1;; ++attempt) {
+    VMSIEVE_ASSIGN(const std::string text, qmp.human("info ramblock"));
+    auto layout = layout_of(qmp, pid, text);
+    if (layout.ok() || layout.error().kind() != ErrorKind::kUnsupported || attempt == kAttempts)
+      return layout;
+    // Firmware that starts has blocks of ACPI tables resized (QEMU hw/i386/acpi-build.c,
+    // acpi_build_update()).
+    VMSIEVE_ASSIGN(const std::string now, qmp.human("info ramblock"));
+    if (now == text) return layout;
+  }
 }
 
 }  // namespace vmsieve
