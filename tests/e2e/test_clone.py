@@ -115,7 +115,7 @@ def test_what_only_one_can_have_is_named_and_none_is_left(cloning, tmp_path):
     assert not any(process_exists(pid) for pid in qemus_with(serial))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_killed_in_the_middle_none_is_left(cloning, tmp_path, number):
     command, checkpoint = cloning
     killed = 0

@@ -91,16 +91,20 @@ class HostHugepages:
 
     def _reserve(self):
         before = self._read()
-        try:
-            self._write(before + self.pages)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
-                raise
-            raise Unavailable(f"{self.PATH}: {error.strerror}") from error
-        got = self._read() - before
-        if got < self.pages:
-            self._write(before)
-            raise Unavailable(f"only {max(got, 0)} of {self.pages} huge pages can be reserved")
+        for _ in range(5):
+            try:
+                self._write(before + self.pages)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOENT):
+                    raise
+                raise Unavailable(f"{self.PATH}: {error.strerror}") from error
+            got = self._read() - before
+            if got >= self.pages:
+                return
+            # The host's memory is full of small pieces, of cached files most likely.
+            pathlib.Path("/proc/sys/vm/compact_memory").write_text("1", encoding="ascii")
+        self._write(before)
+        raise Unavailable(f"only {max(got, 0)} of {self.pages} huge pages can be reserved")
 
     def release(self):
         with self._alone():
