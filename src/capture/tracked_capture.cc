@@ -29,8 +29,8 @@ constexpr u64 kProgressNumerator = 3;
 constexpr u64 kProgressDenominator = 4;
 /// Memory is asked about in pieces of this size, on all threads.
 constexpr u64 kScanBytes = 512 * kMiB;
-/// What is free is not asked about, in stretches of this size and more: each piece costs some microseconds,
-/// as many as asking about this much of tracked memory does.
+/// What is free is not asked about, in stretches of this size and more: shorter ones are not worth a piece
+/// of their own, which costs system calls.
 constexpr u64 kLeastSkippedBytes = 4 * kMiB;
 
 /// Layers of Outcome::runs, one list a block each; a later layer is right where two have the same page.

@@ -28,6 +28,8 @@ constexpr std::chrono::milliseconds kLibvirtBeat{200};
 /// Between attempts to bring a VM back: twice as long each time.
 constexpr std::chrono::milliseconds kFirstRetry{1000};
 constexpr std::chrono::milliseconds kLastRetry{30000};
+/// So often the newest checkpoint is tried before older ones are, where the reason may pass.
+constexpr int kAttemptsWithNewest = 3;
 /// While a store takes nothing, beats are twice as long each time, up to this or, if it is longer, a beat:
 /// each attempt is a full save.
 constexpr std::chrono::milliseconds kLongestBeat{60000};
@@ -160,8 +162,9 @@ class Watch {
       if (!has_ended(process_.get(), kDeathPatience))
         return make_error(ErrorKind::kTimeout, "process {} does not end", vm_.process.pid);
     }
-    for (auto again_in = kFirstRetry;; again_in = std::min(2 * again_in, kLastRetry)) {
-      const auto back = bring_back_once();
+    auto again_in = kFirstRetry;
+    for (int attempt = 1;; ++attempt, again_in = std::min(2 * again_in, kLastRetry)) {
+      const auto back = bring_back_once(attempt > kAttemptsWithNewest);
       if (back.ok()) return true;
       if (is_lasting(back.error())) return back.error().with_context("the VM cannot be brought back");
       tell_({.kind = WatchEvent::Kind::kWaiting, .error = back.error(), .again_in = again_in});
@@ -169,8 +172,9 @@ class Watch {
     }
   }
 
-  /// From the newest checkpoint that does it; else the last error, one that may pass rather than another.
-  Result<void> bring_back_once() {
+  /// From the newest checkpoint that does it, `go_back`: or from an older one, also where the newest may do
+  /// it later; else the last error, one that may pass rather than another.
+  Result<void> bring_back_once(bool go_back) {
     std::vector<std::string> ids = periodic();
     if (ids.empty()) return Error(ErrorKind::kNotFound, "no checkpoint of it was taken");
     // The newest one whose guest lived on for another checkpoint; what was saved before may be what kills it.
@@ -186,13 +190,13 @@ class Watch {
     for (auto id = ids.rbegin(); id != ids.rend(); ++id) {
       const auto restored = bring_back_from(*id);
       if (!restored.ok()) {
-        // An older one that fails for the same reason says that the reason is not in the checkpoints; they
-        // are then not gone through, lest the reason passes in the midst of it and an old one is taken.
+        // An older one that fails for the same reason says that the reason is not in the checkpoints. They
+        // are not gone through then: it could pass in the midst of it, and what the guest did be lost.
         const bool same = last && !is_lasting(*last) && last->message() == restored.error().message();
         last = restored.error();
         if (!is_lasting(*last)) passing = last;
         tell_({.kind = WatchEvent::Kind::kUnusable, .error = *last, .checkpoint = *id});
-        if (same) break;
+        if (same || (passing && !go_back)) break;
         continue;
       }
       tell_({.kind = WatchEvent::Kind::kRestarted, .restored = &*restored, .checkpoint = *id});
