@@ -195,8 +195,8 @@ def measure(options):
         reference = statistics.median(times["plain"])
         empty = statistics.median(times["empty"])
         names = {"again none": "vmsieve restore, lazy none, with the working set of the one before",
-                 "again zstd": "vmsieve restore, lazy zstd, with the working set of the one before", "empty": "QEMU starts with -S, no guest", "plain": "QEMU -incoming exec:cat",
-                 "mapped": "QEMU mapped-ram with multifd"}
+                 "again zstd": "vmsieve restore, lazy zstd, with the working set of the one before",
+                 "empty": "QEMU starts with -S, no guest", "plain": "QEMU -incoming exec:cat", "mapped": "QEMU mapped-ram with multifd"}
         for name, values in times.items():
             over = f"{statistics.median(values) - empty:+.0f} ms over QEMU's start" if name != "empty" else ""
             describe(names.get(name, f"vmsieve restore, {name}"), values, reference, over)
