@@ -15,7 +15,8 @@ constexpr GuestVirtual kImageBegin{0xffff'ffff'8000'0000};
 constexpr u64 kImageBytes = kGiB;
 constexpr u64 kBufferBytes = 2 * kMiB;
 constexpr u64 kTokens = Kallsyms::kTokens;
-constexpr u64 kAlignment = 8;  // ALGN of scripts/kallsyms.c on 64 bits
+constexpr u64 kAlignment = 8;       // ALGN of scripts/kallsyms.c on 64 bits
+constexpr u64 kLeastAlignment = 4;  // of tables as 7.2.13 has them, without a relative base
 constexpr u64 kSymbolsPerMarker = 256;
 constexpr u64 kMaxEntryBytes = 514;
 constexpr u64 kSequenceBytes = 3;
@@ -95,7 +96,7 @@ std::vector<u64> table_begins(std::span<const std::byte> image, u64 zero) {
   std::vector<u64> begins;
   const u64 end = at - 1;  // of the first token
   for (at = end; end - at <= Kallsyms::kMaxNameBytes; --at) {
-    if (at % kAlignment == 0) begins.push_back(at);
+    if (at % kLeastAlignment == 0) begins.push_back(at);
     if (at == 0 || image[at - 1] == std::byte{0}) break;
   }
   return begins;
@@ -112,12 +113,17 @@ std::optional<u64> index_of(std::span<const std::byte> image, u64 table) {
     if (at == limit) return std::nullopt;
     ++at;
   }
-  const u64 index = round_up(at, kAlignment);
-  if (index + kTokens * 2 > image.size()) return std::nullopt;
-  for (u64 token = 0; token < kTokens; ++token) {
-    if (load_le<u16>(&image[index + token * 2]) != begins[token]) return std::nullopt;
+  const auto is_index = [&](u64 index) {
+    if (index + kTokens * 2 > image.size()) return false;
+    for (u64 token = 0; token < kTokens; ++token) {
+      if (load_le<u16>(&image[index + token * 2]) != begins[token]) return false;
+    }
+    return true;
+  };
+  for (const u64 alignment : {kAlignment, kLeastAlignment}) {
+    if (is_index(round_up(at, alignment))) return round_up(at, alignment);
   }
-  return index;
+  return std::nullopt;
 }
 
 struct Markers {

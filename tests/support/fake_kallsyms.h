@@ -22,11 +22,12 @@ struct FakeKallsymsOptions {
   bool offsets_first = false;  ///< in front of the names, as before 6.4; else behind the tokens
   bool sequences = false;      ///< three bytes a symbol between markers and tokens (kallsyms_seqs_of_names)
   bool names_at_once = false;  ///< right behind their number, as since 7.0; else aligned to 8
+  u64 alignment = 8;           ///< of each table; some since 7.0 have 4
   u64 fillers = 300;           ///< symbols that nobody asks for: with more than 256 there are two markers
 };
 
-/// The tables of scripts/kallsyms.c as it writes them, without the code under test: every table aligned
-/// to 8, names compressed with tokens of one character and some of several.
+/// The tables of scripts/kallsyms.c as it writes them, without the code under test: every table aligned,
+/// names compressed with tokens of one character and some of several.
 class FakeKallsyms {
  public:
   static constexpr u64 kRelativeBase = 0xffff'ffff'8100'0000;
@@ -49,7 +50,7 @@ class FakeKallsyms {
 
  private:
   GuestVirtual here() {
-    bytes_.resize(round_up(bytes_.size(), 8));
+    bytes_.resize(round_up(bytes_.size(), options_.alignment));
     return at_ + bytes_.size();
   }
 

@@ -87,6 +87,13 @@ TEST_F(FindKallsyms, WithNamesRightBehindTheirNumber) {
   EXPECT_TRUE(found());
 }
 
+TEST_F(FindKallsyms, WithTablesAlignedToFour) {
+  for (u64 fillers = 256; fillers < 296; ++fillers) {
+    make({.offsets = Offsets::kPlaceRelative, .names_at_once = true, .alignment = 4, .fillers = fillers});
+    EXPECT_TRUE(found()) << fillers;
+  }
+}
+
 TEST_F(FindKallsyms, AtTheVeryEndOfTheImage) {
   for (const auto offsets : {Offsets::kBaseRelative, Offsets::kPlaceRelative}) {
     make({offsets, false});
