@@ -9,7 +9,7 @@
 
 #include "vmsieve/base/fd.h"
 #include "vmsieve/base/units.h"
-#include "vmsieve/restore/file_users.h"
+#include "vmsieve/qemu/file_users.h"
 #include "vmsieve/restore/option_parts.h"
 #include "vmsieve/restore/option_table.h"
 

@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "vmsieve/base/fd.h"
+#include "vmsieve/qemu/file_users.h"
 #include "vmsieve/qemu/proc_maps.h"
-#include "vmsieve/restore/file_users.h"
 #include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/option_parts.h"
 #include "vmsieve/restore/option_table.h"

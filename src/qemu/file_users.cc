@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "vmsieve/restore/file_users.h"
+#include "vmsieve/qemu/file_users.h"
 
 #include <charconv>
 
