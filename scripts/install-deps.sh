@@ -10,7 +10,7 @@ build=(g++ cmake ninja-build pkg-config
        libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev libvirt-dev
        libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
-     gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+     gcc-aarch64-linux-gnu libc6-dev-arm64-cross libsqlite3-dev e2fsprogs
      fonts-dejavu-core busybox-static cpio xz-utils zstd
      python3 python3-pytest python3-pytest-xdist procps strace
      makedumpfile python3-drgn patchelf

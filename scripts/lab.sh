@@ -144,7 +144,11 @@ depends_matching() {
 
 # The cloud kernel's virtio drivers are modules, which a guest needs only for
 # virtio devices: an archive to append to the initramfs.
-drivers='/(virtio|virtio_ring|virtio_pci|virtio_pci_modern_dev|virtio_pci_legacy_dev|virtio_mmio|virtio_blk|virtio_balloon|virtio_mem)\.ko(\.xz)?$'
+drivers='/(virtio|virtio_ring|virtio_pci|virtio_pci_modern_dev|virtio_pci_legacy_dev|virtio_mmio|virtio_blk|virtio_balloon|virtio_mem'
+# What a disk of any model with ext4 on it needs, and the port of a guest agent.
+drivers+='|ext4|jbd2|mbcache|crc16|crc32c_generic|libcrc32c|crc32c-cryptoapi|scsi_common|scsi_mod|sd_mod|virtio_scsi'
+drivers+='|libata|libahci|ahci|ata_piix|nvme|nvme-core|nvme-auth|nvme-common|nvme-keyring|t10-pi|crc64|crc64-rocksoft|crc64-rocksoft_generic'
+drivers+='|crct10dif_common|crc-t10dif|crct10dif_generic|crc-itu-t|virtio_console|hkdf)\.ko(\.xz)?$'
 
 # pack_drivers FOLDER ARCHIVE
 pack_drivers() {
@@ -162,7 +166,8 @@ pack_cpio() {
 # need_kernel NAME SUITE [FLAVOUR]: kernels/NAME with vmlinuz, drivers.cpio and release.
 need_kernel() {
     local name=kernel-$1 suite=$2 meta=linux-image-${3:-cloud-amd64} home=$lab/kernels/$1
-    [[ -f $home/drivers.cpio ]] && return
+    # With other drivers than those wanted it is unpacked anew.
+    [[ -f $home/drivers.cpio && -f $home/drivers.wanted && $(<"$home/drivers.wanted") == "$drivers" ]] && return
     open_suites "$name" /dev/null "$suite"
 
     # The meta package names the newest image; from 7.x on the kernel and its
@@ -180,6 +185,7 @@ need_kernel() {
     [[ -f $making/home/vmlinuz ]] || die "$image holds no kernel"
     pack_drivers "$making/tree" "$making/home/drivers.cpio"
     echo "${image#linux-image-}" > "$making/home/release"
+    echo "$drivers" > "$making/home/drivers.wanted"
 
     rm -rf "$home"
     mv "$making/home" "$home"
@@ -290,6 +296,20 @@ need_crash() {
     say "$("$home/usr/bin/crash" --version | head -n 1)"
 }
 
+# need_guest_agent: guest-agent/usr/sbin/qemu-ga, which runs in guests with the machine's libraries.
+need_guest_agent() {
+    local name=guest-agent home=$lab/guest-agent
+    [[ -x $home/usr/sbin/qemu-ga ]] && return
+    open_suites "$name" /var/lib/dpkg/status bookworm bookworm-updates
+    rm -rf "$making"
+    unpack_packages "$name" "$making/home" qemu-guest-agent
+    rm -rf "$home"
+    mv "$making/home" "$home"
+    close_suites "$name"
+    "$home/usr/sbin/qemu-ga" --version >/dev/null || die "the unpacked guest agent does not run"
+    say "guest agent $("$home/usr/sbin/qemu-ga" --version | head -n 1)"
+}
+
 # need_libvirt: libvirt-backports/usr, a libvirt with its QEMU and all that they need and the
 # machine lacks. Both have places compiled into them, so a test lays it over /usr for itself.
 need_libvirt() {
@@ -373,6 +393,9 @@ need_initramfs() {
     gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
         -o "$making/tree/bin/selfcheck" "$guests"/*.c
     gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/tree/bin/hazard" "$guests"/hazard/*.c
+    # The linker warns that SQLite could load extensions, which a static program cannot.
+    gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/tree/bin/ledger" "$guests"/ledger/*.c \
+        -lsqlite3 -lm 2> "$making/ledger.log" || { cat "$making/ledger.log" >&2; false; }
     cp "$(command -v busybox)" "$making/tree/bin/busybox"
     ln -s busybox "$making/tree/bin/sh"
     install -m 755 "$guests/init" "$making/tree/init"
@@ -424,7 +447,7 @@ need() {
     case $1 in
         base)                need kernel-6.1; need initramfs ;;
         all)                 need base; need kernel-6.12; need kernel-newest; need qemu-10.0
-                             need arm64 ;;
+                             need arm64; need guest-agent ;;
         matrix)              need all; need kernel-5.10; need kernel-6.1-rt
                              need kernel-6.12-generic; need kernel-sid
                              need qemu-5.2; need qemu-newest; need debug-6.1
@@ -445,6 +468,7 @@ need() {
                                        bookworm bookworm-updates bookworm-backports ;;
         qemu-newest)         need_qemu newest /dev/null "" trixie trixie-backports ;;
         crash)               need_crash ;;
+        guest-agent)         need_guest_agent ;;
         libvirt-backports)   need_libvirt ;;
         arm64)               need kernel-6.1-arm64; need initramfs-arm64 ;;
         initramfs-arm64)     need_initramfs_arm64 ;;

@@ -12,6 +12,7 @@
 #include "vmsieve/capture/live_support.h"
 #include "vmsieve/capture/save_steps.h"
 #include "vmsieve/capture/tracked_save.h"
+#include "vmsieve/disks/tidy.h"
 #include "vmsieve/qemu/vm_lock.h"
 #include "vmsieve/store/memory_writer.h"
 
@@ -105,7 +106,7 @@ Result<Captured> capture_paused(Save& save, PauseGuard& guard, CapturePipeline& 
   save.pause.read_ms = reading.ms();
 
   const Stopwatch resuming;
-  VMSIEVE_TRY(guard.resume());
+  VMSIEVE_TRY(let_run(save, guard));
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
   save.manifest.pause_ms = pause.ms() - captured.stopped.classified.ran_ms;
@@ -148,7 +149,7 @@ Result<Captured> capture_live(Save& save, PauseGuard& guard, CapturePipeline& pi
   save.pause.freeze_ms = freezing.ms();
 
   const Stopwatch resuming;
-  VMSIEVE_TRY(guard.resume());
+  VMSIEVE_TRY(let_run(save, guard));
   // ---- The guest runs again; its writes wait for what is copied next.
   save.pause.resume_ms = resuming.ms();
   save.manifest.pause_ms = pause.ms() - captured.stopped.classified.ran_ms;
@@ -344,6 +345,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   MemoryObjectWriter writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
   VMSIEVE_TRY(find_kernel(save));
+  VMSIEVE_TRY(prepare_disks(save, *checkpoint));
   VMSIEVE_ASSIGN(Way way, begin_capture(save, store, *guard));
 
   // ---- The guest stops and runs again.
@@ -357,6 +359,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
 
   VMSIEVE_ASSIGN(const ObjectRecord memory_record, writer.finish(std::move(memory.blocks)));
   VMSIEVE_ASSIGN(const ObjectRecord device_record, write_device_state(*checkpoint, memory.device_state));
+  VMSIEVE_ASSIGN(const std::vector<ObjectRecord> copies, finish_disks(save, *checkpoint, progress));
   Manifest& m = save.manifest;
   m.id = checkpoint->id();
   m.introspection = std::move(memory.introspection);
@@ -364,6 +367,10 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   m.pages = memory.counts;
   m.objects = {memory_record, device_record};
   m.stored_bytes = memory_record.bytes + device_record.bytes;
+  for (const ObjectRecord& copy : copies) {
+    m.objects.push_back(copy);
+    m.stored_bytes += copy.bytes;
+  }
   const CheckpointReader* const base = tracked ? tracked->base.get() : compared.get();
   if (base != nullptr) m.parent = base->manifest().id;
   save.tracked.incremental = base != nullptr;
@@ -377,21 +384,29 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   }
   m.total_ms = total.ms();  // for the caller: with the commit itself
   progress({"done", m.stored_bytes, m.stored_bytes});
-  return SaveReport{std::move(save.manifest), save.pause, std::move(save.live), std::move(save.tracked),
-                    std::move(save.warnings)};
+  DiskRecord disks = save.disk_point != nullptr ? save.disk_point->record() : DiskRecord{};
+  return SaveReport{
+      std::move(save.manifest), save.pause,       std::move(save.live),    std::move(save.tracked),
+      save.frozen_file_systems, std::move(disks), std::move(save.warnings)};
 }
 
 }  // namespace
 
 Result<SaveReport> save(const VmAddress& address, Store& store, const SaveOptions& options,
                         const ProgressFunction& progress) {
+  // What a process that was killed has left of this VM's disks, and what this one leaves if it fails. What
+  // cannot be put back together now stays noted.
+  const auto tidy = [&] { (void)tidy_disks(store, progress); };
+  tidy();
   bool disturbed = false;
   auto saved = save_once(address, store, options, progress, disturbed);
+  if (!saved.ok()) tidy();
   if (saved.ok() || !disturbed || options.mode != SaveMode::kAny) return saved;
   SaveOptions paused = options;
   paused.mode = SaveMode::kPaused;
   const std::string why = saved.error().message();
   saved = save_once(address, store, paused, progress, disturbed);
+  if (!saved.ok()) tidy();
   if (saved.ok())
     saved->warnings.push_back(fmt::format("the live save was given up for a paused one: {}", why));
   return saved;

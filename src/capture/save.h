@@ -8,6 +8,7 @@
 #include "vmsieve/base/result.h"
 #include "vmsieve/capture/live_capture.h"
 #include "vmsieve/capture/tracked_capture.h"
+#include "vmsieve/image/disk_record.h"
 #include "vmsieve/image/frame_codec.h"
 #include "vmsieve/image/manifest.h"
 #include "vmsieve/pages/free_pages.h"
@@ -20,6 +21,14 @@ namespace vmsieve {
 /// runs again. kPaused: it stands still until they are in this program's buffers. kAny: live where possible.
 enum class SaveMode { kAny, kLive, kPaused };
 
+/// What becomes of the VM's writable disks.
+struct DiskOptions {
+  /// How their point in time is taken; none: it is not, and the user cares for them.
+  std::optional<DiskWay> way = DiskWay::kSnapshot;
+  bool asked_for = false;  ///< by the user: it is an error where it cannot be done
+  std::string folder;      ///< of overlays; empty: beside each image
+};
+
 struct SaveOptions {
   SaveMode mode = SaveMode::kAny;
   /// Only what was written since the VM's last checkpoint in the same store, where its writes were tracked
@@ -28,6 +37,9 @@ struct SaveOptions {
   bool periodic = false;  ///< Manifest::periodic
   /// Whether the guest counts as one that ran, instead of whether it does.
   std::optional<bool> was_running = std::nullopt;
+  DiskOptions disks = {};
+  /// The guest's agent freezes its file systems for the pause; it must have done so within this time.
+  std::optional<std::chrono::milliseconds> quiesce = std::nullopt;
   Compression compression;
   bool introspection = true;      ///< false: every page is saved
   FreeKinds kinds{};              ///< of free pages that are left out
@@ -43,6 +55,7 @@ struct PauseParts {
   double stop_ms = 0;
   double classify_ms = 0;  ///< vCPU registers, proof of the kernel, page structures
   double device_ms = 0;
+  double disks_ms = 0;
   double plan_ms = 0;  ///< which pages to read: residency
   double read_ms = 0;
   double freeze_ms = 0;  ///< of a live save: protecting what was written since the preparation
@@ -74,13 +87,16 @@ struct SaveReport {
   PauseParts pause;
   LiveReport live;
   TrackedReport tracked;
-  std::vector<std::string> warnings;  ///< for the user, one sentence each
+  std::optional<u64> frozen_file_systems;  ///< for the pause, where it was asked for
+  DiskRecord disks;                        ///< empty when they are not part of the checkpoint
+  std::vector<std::string> warnings;       ///< for the user, one sentence each
 };
 
 /// Takes a checkpoint of a running (or stopped) VM into `store`.
 ///
 /// On any error nothing of the checkpoint remains in the store, and a guest that ran runs on; the
-/// same when this process is killed, by the pause guard and the next Store::sweep(). Blocks until
+/// same when this process is killed, by the pause guard, the next Store::sweep() and, for disks, the next
+/// tidy_disks(). Blocks until
 /// the checkpoint is durable. One save per VM at a time: kBusy names the process
 /// of the other one.
 /// Forks a process, so call it before starting threads that hold locks.

@@ -32,14 +32,8 @@ Result<void> describe_machine(Save& save) {
   VMSIEVE_ASSIGN(m.accelerator, read_accelerator(qmp));
   VMSIEVE_ASSIGN(const Vcpus vcpus, read_vcpus(qmp));
   m.vcpus = vcpu_count(vcpus);
-  VMSIEVE_ASSIGN(const std::vector<WritableDisk> disks, read_writable_disks(qmp));
-  for (const WritableDisk& disk : disks) {
-    m.writable_disks.push_back({disk.device, disk.file});
-    save.warnings.push_back(
-        fmt::format("the writable disk {} ({}) is not part of this checkpoint: keep a copy of it from the "
-                    "moment of the save",
-                    disk.device, disk.file));
-  }
+  VMSIEVE_ASSIGN(save.disks, read_writable_disks(qmp));
+  for (const WritableDisk& disk : save.disks) m.writable_disks.push_back({disk.device, disk.file});
   m.vm_name = save.vm.process.name;
   m.vm_pid = static_cast<u64>(save.vm.process.pid);
   m.qemu_version = qmp.version();
@@ -74,6 +68,52 @@ Result<void> check_same_memory(Save& save) {
   VMSIEVE_ASSIGN(const std::string now, save.vm.qmp->human("info ramblock"));
   if (now == save.blocks_text) return {};
   return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
+}
+
+Result<void> prepare_disks(Save& save, CheckpointWriter& checkpoint) {
+  if (save.disks.empty()) return {};
+  std::optional<DiskWay> way = save.options.disks.way;
+  std::string why;
+  if (way == DiskWay::kSnapshot && !save.manifest.libvirt.xml.empty()) {
+    // Its XML would go on naming the images, which nobody may write to any more.
+    why = "libvirt runs this VM; take them with --disk copy";
+    if (save.options.disks.asked_for)
+      return Error(ErrorKind::kUnsupported, "disks are not taken by overlays: " + why);
+    way.reset();
+  }
+  if (!way) {
+    for (const WritableDisk& disk : save.disks) {
+      save.warnings.push_back(fmt::format(
+          "the writable disk {} ({}) is not part of this checkpoint{}: keep a copy of it from the "
+          "moment of the save",
+          disk.device, disk.file, why.empty() ? "" : " (" + why + ")"));
+    }
+    return {};
+  }
+  VMSIEVE_ASSIGN(
+      save.disk_point,
+      DiskPoint::prepare(
+          *save.vm.qmp, save.disks,
+          {.checkpoint = checkpoint.id(),
+           .way = *way,
+           .folder = save.options.disks.folder,
+           .working_directory = save.vm.process.working_directory,
+           .note = [&](const DiskRecord& record) { return checkpoint.note_disks(encode_disks(record)); },
+           .copy_file = [&](u64 number) { return checkpoint.create_file(disk_object(number)); }}));
+  save.manifest.disks = to_string(*way);
+  return {};
+}
+
+Result<std::vector<ObjectRecord>> finish_disks(Save& save, CheckpointWriter& checkpoint,
+                                               const ProgressFunction& progress) {
+  std::vector<ObjectRecord> copies;
+  if (save.disk_point == nullptr) return copies;
+  VMSIEVE_ASSIGN(const DiskRecord record, save.disk_point->finish(progress));
+  for (u64 i = 0; record.way == DiskWay::kCopy && i < record.disks.size(); ++i) {
+    VMSIEVE_ASSIGN(ObjectRecord copy, checkpoint.finish_file(disk_object(i)));
+    copies.push_back(std::move(copy));
+  }
+  return copies;
 }
 
 Result<void> find_kernel(Save& save) {
@@ -136,6 +176,13 @@ Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned thre
 }
 
 Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned threads) {
+  VMSIEVE_ASSIGN(const RunState before, read_run_state(*save.vm.qmp));
+  // The agent of a guest that stands still does not answer, and nothing is under way there.
+  if (save.options.quiesce && before.running) {
+    VMSIEVE_ASSIGN(save.frozen, FrozenFileSystems::freeze(save.vm.process, *save.options.quiesce));
+    save.frozen_file_systems = save.frozen->count();
+    save.manifest.frozen = true;
+  }
   const Stopwatch stopping;
   VMSIEVE_TRY(guard.stop());
   save.pause.stop_ms = stopping.ms();
@@ -150,7 +197,23 @@ Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned thread
   const Stopwatch device;
   VMSIEVE_ASSIGN(stopped.device_state, save_device_state(*save.vm.qmp));
   save.pause.device_ms = device.ms();
+
+  // Last: whatever fails before it leaves the disks as they are.
+  const Stopwatch disks;
+  if (save.disk_point != nullptr) VMSIEVE_TRY(save.disk_point->take());
+  save.pause.disks_ms = disks.ms();
   return stopped;
+}
+
+Result<void> let_run(Save& save, PauseGuard& guard) {
+  VMSIEVE_TRY(guard.resume());
+  if (save.frozen == nullptr) return {};
+  // One that stands still, as its owner wants it, thaws them when it runs.
+  const auto thawed = guard.was_running() ? save.frozen->thaw() : Result<void>{};
+  if (!thawed)
+    save.warnings.push_back("the guest's file systems are not thawed yet: " + thawed.error().message());
+  save.frozen.reset();
+  return {};
 }
 
 Result<std::vector<BlockIndex>> build_index(const RamLayout& layout, const PagePlan& plan,

@@ -8,6 +8,8 @@
 #include "vmsieve/capture/page_plan.h"
 #include "vmsieve/capture/pipeline.h"
 #include "vmsieve/capture/save.h"
+#include "vmsieve/disks/disk_point.h"
+#include "vmsieve/qemu/frozen_file_systems.h"
 #include "vmsieve/qemu/pause_guard.h"
 
 namespace vmsieve {
@@ -23,6 +25,11 @@ struct Save {
   std::vector<std::string> warnings;
   KernelSearch search;
   EarlierScan earlier;  ///< of page structures, made while a live save's protection sees what is written
+
+  std::unique_ptr<FrozenFileSystems> frozen;  ///< for the pause
+  std::optional<u64> frozen_file_systems;
+  std::vector<WritableDisk> disks;
+  std::unique_ptr<DiskPoint> disk_point;  ///< none where disks are left alone
 
   std::string blocks_text;  ///< `info ramblock` as it was when the layout was read
 
@@ -49,6 +56,14 @@ Result<void> attach_and_describe(Save& save, const VmAddress& address);
 /// there and still has the RAM blocks that were read (nothing was plugged or unplugged meanwhile).
 Result<void> check_same_memory(Save& save);
 
+/// Gets ready to take the instant of the disks, as the options say, with the guest running.
+Result<void> prepare_disks(Save& save, CheckpointWriter& checkpoint);
+
+/// After the instant, with the guest running again: what is to be known of the disks, and the objects that
+/// hold copies of them.
+Result<std::vector<ObjectRecord>> finish_disks(Save& save, CheckpointWriter& checkpoint,
+                                               const ProgressFunction& progress);
+
 /// Finds the guest's kernel, while it runs.
 Result<void> find_kernel(Save& save);
 
@@ -61,9 +76,12 @@ Result<FreePages> rehearse(Save& save, unsigned threads);
 /// while (the stop may have met the allocator in the middle of its work).
 Result<Classified> classify_stopped(Save& save, PauseGuard& guard, unsigned threads);
 
-/// Stops the guest, classifies and saves the device state: how every pause begins. The guest is stopped
-/// afterwards, also on failure.
+/// Stops the guest, classifies, saves the device state and takes the disks' instant: how every pause begins.
+/// The guest is stopped afterwards, also on failure.
 Result<Stopped> stop_and_classify(Save& save, PauseGuard& guard, unsigned threads);
+
+/// How every pause ends: the guest runs again, and its file systems are thawed.
+Result<void> let_run(Save& save, PauseGuard& guard);
 
 /// The complete index of every block: what was known without reading, what was read, and, of pages that hold
 /// what they did, what `base` says; nullptr: none. `counts`: of all its pages.

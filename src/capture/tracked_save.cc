@@ -153,7 +153,7 @@ Result<Stopped> capture_tracked(Save& save, TrackedSave& tracked, PauseGuard& gu
   save.pause.freeze_ms = freezing.ms();
 
   const Stopwatch resuming;
-  VMSIEVE_TRY(guard.resume());
+  VMSIEVE_TRY(let_run(save, guard));
   // ---- The guest runs again.
   save.pause.resume_ms = resuming.ms();
   save.manifest.pause_ms = save.tracked.early_pause_ms + pause.ms() - stopped.classified.ran_ms;

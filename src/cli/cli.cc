@@ -204,7 +204,7 @@ Json manifest_json(const Manifest& m) {
       {"was_running", m.was_running},
   };
   json["writable_disks"] = Json::array();
-  for (const DiskRecord& disk : m.writable_disks) {
+  for (const WritableDiskRecord& disk : m.writable_disks) {
     json["writable_disks"].push_back({{"device", disk.device}, {"file", disk.file}});
   }
   return json;

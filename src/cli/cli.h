@@ -87,6 +87,7 @@ void add_show(CLI::App& app, int& status);
 void add_verify(CLI::App& app, int& status);
 void add_rm(CLI::App& app, int& status);
 void add_untrack(CLI::App& app, int& status);
+void add_disk(CLI::App& app, int& status);
 void add_watch(CLI::App& app, int& status);
 
 /// Part of `save`, `show` and `log`: members named as in docs/json.md.

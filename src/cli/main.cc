@@ -67,6 +67,7 @@ int main(int argc, char** argv) {
   add_verify(app, status);
   add_rm(app, status);
   add_untrack(app, status);
+  add_disk(app, status);
   add_watch(app, status);
   const auto commands = app.get_subcommands([](const CLI::App*) { return true; });
   const auto is_named = [&](const CLI::App* command) { return command->get_name() == argv[1]; };

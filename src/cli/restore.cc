@@ -45,6 +45,8 @@ Json restored_json(const std::string& id, const RestoreReport& restored) {
             {"machine", restored.machine_type}};
   if (restored.lazy) json["filled_by"] = ::getpid();
   if (!restored.eager_reason.empty()) json["eager_reason"] = restored.eager_reason;
+  if (!restored.disks.empty()) json["disks"] = restored.disks;
+  if (!restored.warnings.empty()) json["warnings"] = restored.warnings;
   return json;
 }
 
@@ -56,10 +58,15 @@ Json fill_json(const FillFigures& fill) {
           {"longest_fault_ms", fill.longest_fault_ms}};
 }
 
+void warn_all(const RestoreReport& restored, const Common& common) {
+  for (const std::string& warning : restored.warnings) warn(warning, common);
+}
+
 void print_text(const std::string& id, const RestoreReport& restored) {
   fmt::print("checkpoint {} {} as process {} after {}\nmonitor {}\noutput of QEMU in {}\n", id,
              restored.running ? "runs" : "stands stopped", restored.pid, human_ms(restored.ready_ms),
              restored.qmp_path, restored.log_path);
+  for (const std::string& disk : restored.disks) fmt::print("writes to {}\n", disk);
 }
 
 /// After the fill. That it cannot be kept matters only to who has asked for it.
@@ -83,6 +90,7 @@ int restore_to_the_end(Store& store, const std::string& id, const Options& optio
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
+  warn_all(restored->report, common);
   Json json = restored_json(id, restored->report);
   const bool tell_early = !options.wait;
   if (!common.json) print_text(id, restored->report);
@@ -111,6 +119,7 @@ int restore_and_serve(Store& store, const std::string& id, const Options& option
   const auto restored = restore(store, id, options.restore, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
+  warn_all(restored->report, common);
   if (common.json) {
     print_json(restored_json(id, restored->report));
   } else {
@@ -131,13 +140,13 @@ constexpr const char* kSameInClones =
     "the clones have the same MAC addresses, UUID, machine-id and host name: keep their networks apart, or "
     "change what must differ inside";
 
-int restore_all_clones(const Store& store, const std::string& id, const Options& options,
-                       const Common& common) {
+int restore_all_clones(Store& store, const std::string& id, const Options& options, const Common& common) {
   const auto clones = restore_clones(store, id, options.restore, options.clones, progress_bar(common));
   if (!clones) return report(clones.error(), common);
   end_progress(common);
   Json json{{"checkpoint", id}, {"clones", Json::array()}};
   for (const RestoreReport& clone : *clones) {
+    warn_all(clone, common);
     if (common.json) {
       json["clones"].push_back(restored_json(id, clone));
     } else {
@@ -181,7 +190,8 @@ int restore_checkpoint(Options& options, const Common& common) {
   const auto id = (*store)->resolve(options.checkpoint);
   if (!id) return report(id.error(), common);
   RestoreOptions& restoring = options.restore;
-  set_starting_options(options.starting, restoring);
+  if (const auto set = set_starting_options(options.starting, restoring); !set)
+    return report(set.error(), common);
   if (options.lazy) restoring.mode = RestoreMode::kLazy;
   if (options.eager) restoring.mode = RestoreMode::kEager;
   if (!options.qmp.empty()) restoring.qmp_path = options.qmp;

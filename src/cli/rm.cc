@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "vmsieve/disks/tidy.h"
 
 namespace vmsieve::cli {
 
@@ -46,6 +47,8 @@ int remove(const std::vector<std::string>& names, const Common& common) {
   }
   // Gives room back, once for all of them; what it cannot do now, the next command does.
   [[maybe_unused]] const auto swept = (*store)->sweep();
+  const auto untidy = tidy_disks(**store, progress_bar(common));
+  end_progress(common);
   Json retired = Json::array();
   for (const Kept& entry : still_needed(std::move(kept), ids)) {
     retired.push_back({{"checkpoint", entry.id}, {"needed_by", entry.needed_by}});
@@ -54,7 +57,15 @@ int remove(const std::vector<std::string>& names, const Common& common) {
                  entry.needed_by.size() == 1 ? "needs" : "need");
     }
   }
-  if (common.json) print_json({{"removed", ids}, {"retired", std::move(retired)}});
+  Json disks = Json::array();
+  if (!untidy) warn("disks were not put back together: " + untidy.error().message(), common);
+  for (const UntidyDisk& disk : untidy ? *untidy : std::vector<UntidyDisk>{}) {
+    disks.push_back({{"checkpoint", disk.checkpoint}, {"file", disk.file}, {"reason", disk.reason}});
+    if (!common.json)
+      fmt::print("kept {} of {}, to be merged later: {}\n", disk.file, disk.checkpoint, disk.reason);
+  }
+  if (common.json)
+    print_json({{"removed", ids}, {"retired", std::move(retired)}, {"untidy_disks", std::move(disks)}});
   return kExitOk;
 }
 

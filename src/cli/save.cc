@@ -47,6 +47,13 @@ void print_report(const SaveReport& saved, const Store& store) {
   } else if (!saved.tracked.reason.empty()) {
     fmt::print("a full checkpoint: {}\n", saved.tracked.reason);
   }
+  for (const SavedDisk& disk : saved.disks.disks) {
+    if (!disk.overlay.empty())
+      fmt::print("disk {} is as it was at the checkpoint; the VM writes to {} now\n", disk.image,
+                 disk.overlay);
+    if (!disk.snapshot.empty()) fmt::print("disk {} has the snapshot {}\n", disk.image, disk.snapshot);
+    if (saved.disks.way == DiskWay::kCopy) fmt::print("disk {} is copied into the store\n", disk.image);
+  }
   if (m.introspection.used) {
     fmt::print("kernel Linux {}\n", m.introspection.kernel);
     if (!m.introspection.reason.empty()) fmt::print("saved in full in part: {}\n", m.introspection.reason);

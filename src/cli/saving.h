@@ -18,20 +18,28 @@ struct SavingOptions {
   std::vector<std::string> omit = {"per-cpu", "hugetlb"};
   unsigned threads = 0;
   u64 buffer_mib = 256;
+  std::string disk;
+  std::string disk_folder;
+  bool quiesce = false;
+  unsigned quiesce_s = 10;
 };
 void add_saving_options(CLI::App& command, SavingOptions& options);
 Result<SaveOptions> save_options(const SavingOptions& options);
 
 /// As docs/json.md has it for `save`.
 Json save_json(const SaveReport& saved, const Store& store);
+/// As docs/json.md has it for `save` and `show`.
+Json disks_json(const DiskRecord& record);
 
 /// Options of all commands that start a QEMU from a checkpoint.
 struct StartingOptions {
   std::string qemu;
   std::vector<std::string> set;
   bool disks_as_they_are = false;
+  std::string disk_folder;
+  bool disk_temporary = false;
 };
 void add_starting_options(CLI::App& command, StartingOptions& options);
-void set_starting_options(const StartingOptions& options, RestoreOptions& restoring);
+Result<void> set_starting_options(const StartingOptions& options, RestoreOptions& restoring);
 
 }  // namespace vmsieve::cli

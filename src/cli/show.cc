@@ -5,6 +5,8 @@
 
 #include "cli.h"
 #include "inspection.h"
+#include "saving.h"
+#include "vmsieve/disks/image_file.h"
 #include "vmsieve/store/checkpoint_reader.h"
 
 namespace vmsieve::cli {
@@ -59,7 +61,21 @@ std::vector<ShownRun> runs_by_pfn(const Manifest& manifest, const MemoryIndex& i
   return shown;
 }
 
-void print_text(const Manifest& m) {
+/// The record of a checkpoint's disks, with the images' chains as they are now; empty when it has none, or
+/// none that can be read.
+DiskRecord read_disks(const Store& store, const Manifest& m) {
+  if (m.disks.empty()) return {};
+  const auto text = store.read_disks(m.id);
+  auto record = text ? decode_disks(*text) : Result<DiskRecord>{text.error()};
+  if (!record) return {};
+  std::erase_if(record->children, [](const std::string& child) { return !file_exists(child); });
+  for (SavedDisk& disk : record->disks) {
+    if (auto chain = chain_of(disk.image)) disk.chain = std::move(*chain);
+  }
+  return *std::move(record);
+}
+
+void print_text(const Manifest& m, const DiskRecord& disks) {
   const auto pages = [](u64 count) { return human_bytes(count * kPageSize); };
   std::vector<std::vector<std::string>> rows = {
       {"checkpoint", m.id},
@@ -83,7 +99,18 @@ void print_text(const Manifest& m) {
   if (!m.introspection.reason.empty()) {
     rows.push_back({m.introspection.used ? "in part" : "in full", m.introspection.reason});
   }
-  for (const DiskRecord& disk : m.writable_disks) {
+  for (const SavedDisk& disk : disks.disks) {
+    const std::string what = disk.snapshot.empty() ? "" : ", snapshot " + disk.snapshot;
+    rows.push_back(
+        {"disk", fmt::format("{} ({}{})", disks.way == DiskWay::kCopy ? "in the store" : disk.image,
+                             human_bytes(disk.virtual_bytes), what)});
+    for (std::size_t i = 1; disks.way != DiskWay::kCopy && i < disk.chain.size(); ++i)
+      rows.push_back({"  over", disk.chain[i]});
+    if (!disk.overlay.empty()) rows.push_back({"  the VM went on in", disk.overlay});
+  }
+  for (const std::string& child : disks.children) rows.push_back({"a restored guest's", child});
+  for (const WritableDiskRecord& disk : m.writable_disks) {
+    if (!m.disks.empty()) break;
     rows.push_back({"not included", fmt::format("disk {} ({})", disk.device, disk.file)});
   }
   std::fputs(table(rows, {}).c_str(), stdout);
@@ -118,8 +145,14 @@ int show(const Options& options, const Common& common) {
   }
   std::vector<ShownRun> runs;
   if (pages) runs = runs_by_pfn(manifest, (*reader)->index());
+  const DiskRecord disks = read_disks(**store, manifest);
   if (common.json) {
     Json json = manifest_json(manifest);
+    if (!disks.disks.empty()) {
+      json["disks"] = disks_json(disks);
+      json["disks"]["children"] = disks.children;
+      for (u64 i = 0; i < disks.disks.size(); ++i) json["disks"]["disks"][i]["chain"] = disks.disks[i].chain;
+    }
     json["command_line"] = manifest.command_line;
     json["blocks"] = Json::array();
     for (const BlockRecord& block : manifest.blocks) {
@@ -136,7 +169,7 @@ int show(const Options& options, const Common& common) {
     print_json(json);
     return kExitOk;
   }
-  print_text(manifest);
+  print_text(manifest, disks);
   if (memory) {
     std::puts("");
     print_memory(*memory);

@@ -153,7 +153,10 @@ int watch(const Options& options, const Common& common) {
                         .dead_after = std::chrono::seconds(options.dead_after_s),
                         .save = *saving,
                         .restore = {}};
-  set_starting_options(options.starting, watching.restore);
+  StartingOptions starting = options.starting;
+  starting.disk_folder = options.saving.disk_folder;
+  if (const auto set = set_starting_options(starting, watching.restore); !set)
+    return report(set.error(), common);
   const StopSignals signals;
   const auto tell = [&](const WatchEvent& event) {
     end_progress(common);

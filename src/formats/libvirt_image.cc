@@ -119,6 +119,13 @@ Result<RestoreReport> restore_in_libvirt(const CheckpointReader& reader, const R
         "libvirt loads all of a domain's memory before it runs: a lazy restore needs a QEMU of its own");
   }
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
+  if (!manifest.disks.empty() && !options.disks_as_they_are) {
+    return make_error(
+        ErrorKind::kUnsupported,
+        "checkpoint {} holds disks, which libvirt is not given yet: restore it in a QEMU of its "
+        "own (--qmp PATH), or with --disks-as-they-are",
+        manifest.id);
+  }
   RestoreReport report;
   report.was_running = manifest.was_running;
   report.running = options.after == AfterRestore::kAsSaved ? manifest.was_running

@@ -11,7 +11,7 @@
 #include <set>
 
 #include "vmsieve/base/endian.h"
-#include "vmsieve/image/frame_codec.h"
+#include "vmsieve/image/framed_text.h"
 #include "vmsieve/image/json_fields.h"
 #include "vmsieve/image/memory_index.h"
 #include "vmsieve/image/printable.h"
@@ -21,10 +21,7 @@ namespace {
 
 using OrderedJson = nlohmann::ordered_json;
 
-constexpr std::string_view kManifestMagic = "vmsieve-manifest";
-/// Longer than any header line of version 1; bounds the search for its end.
-constexpr std::size_t kMaxHeaderLine = 128;
-constexpr unsigned kMaxJsonDepth = 16;
+constexpr TextFrame kFrame{"manifest", "vmsieve-manifest", Manifest::kFormatVersion};
 
 double finite(double value) { return std::isfinite(value) ? value : 0; }
 
@@ -46,7 +43,7 @@ OrderedJson lists_of(const Manifest& manifest) {
                                 {"block_offset", mapping.block_offset}});
   }
   json["writable_disks"] = OrderedJson::array();
-  for (const DiskRecord& disk : manifest.writable_disks) {
+  for (const WritableDiskRecord& disk : manifest.writable_disks) {
     json["writable_disks"].push_back({{"device", json_text(disk.device)}, {"file", json_text(disk.file)}});
   }
   json["objects"] = OrderedJson::array();
@@ -56,51 +53,6 @@ OrderedJson lists_of(const Manifest& manifest) {
                                {"checksum", fmt::format("{:016x}", object.checksum)}});
   }
   return json;
-}
-
-/// The length and checksum that the header line promises, and the text behind it.
-struct Header {
-  u64 checksum = 0;
-  std::string_view body;
-};
-
-Result<Header> read_header(std::string_view text) {
-  if (!text.starts_with(kManifestMagic) || text.size() == kManifestMagic.size() ||
-      text[kManifestMagic.size()] != ' ') {
-    return make_error(ErrorKind::kDamaged, "manifest: its magic '{}' is missing", kManifestMagic);
-  }
-  const std::size_t line_end = text.substr(0, kMaxHeaderLine).find('\n');
-  const std::size_t version_end = text.substr(0, kMaxHeaderLine).find(' ', kManifestMagic.size() + 1);
-  if (line_end == std::string_view::npos || version_end == std::string_view::npos || version_end > line_end) {
-    return make_error(ErrorKind::kDamaged, "manifest: its header line is cut off or malformed");
-  }
-  const std::string_view version =
-      text.substr(kManifestMagic.size() + 1, version_end - kManifestMagic.size() - 1);
-  if (version != fmt::format("{}", Manifest::kFormatVersion)) {
-    const bool number = !version.empty() && version.size() <= 20 &&
-                        version.find_first_not_of("0123456789") == std::string_view::npos;
-    if (!number) return make_error(ErrorKind::kDamaged, "manifest: its version is no number");
-    return make_error(ErrorKind::kUnsupported,
-                      "manifest: its version {} is not the version {} that is understood", version,
-                      Manifest::kFormatVersion);
-  }
-  Header header;
-  header.body = text.substr(line_end + 1);
-  const std::string_view promises = text.substr(version_end + 1, line_end - version_end - 1);
-  const std::size_t space = promises.find(' ');
-  const std::string_view length = promises.substr(0, space);
-  const std::string_view digits = space == std::string_view::npos ? "" : promises.substr(space + 1);
-  const std::optional<u64> expected = parse_hex(digits, 16);
-  if (!expected || length.empty() || length.find_first_not_of("0123456789") != std::string_view::npos) {
-    return make_error(ErrorKind::kDamaged, "manifest: its header line is cut off or malformed");
-  }
-  // Compared as text, so that there is one way only to write a length.
-  if (length != fmt::format("{}", header.body.size())) {
-    return make_error(ErrorKind::kDamaged, "manifest: its length is {}, but {} bytes are there", length,
-                      header.body.size());
-  }
-  header.checksum = *expected;
-  return header;
 }
 
 bool is_timestamp(std::string_view text) {
@@ -121,6 +73,8 @@ void read_identity(const JsonFields& top, Manifest& manifest) {
     top.fail("parent", "it is no checkpoint id");
   }
   if (top.has("periodic")) top.get("periodic", manifest.periodic);
+  if (top.has("frozen")) top.get("frozen", manifest.frozen);
+  if (top.has("disks")) top.get("disks", manifest.disks);
   if (top.has("libvirt")) {
     const JsonFields libvirt = top.object("libvirt");
     libvirt.get("uri", manifest.libvirt.uri);
@@ -212,7 +166,7 @@ void read_objects(const JsonFields& top, Manifest& manifest) {
 
 void read_rest(const JsonFields& top, Manifest& manifest) {
   top.list("writable_disks", [&](const JsonFields& fields) {
-    DiskRecord disk;
+    WritableDiskRecord disk;
     fields.get("device", disk.device);
     fields.get("file", disk.file);
     manifest.writable_disks.push_back(std::move(disk));
@@ -259,6 +213,8 @@ std::string encode_manifest(const Manifest& manifest) {
   json["mode"] = json_text(manifest.mode);
   json["parent"] = json_text(manifest.parent);
   if (manifest.periodic) json["periodic"] = true;
+  if (manifest.frozen) json["frozen"] = true;
+  if (!manifest.disks.empty()) json["disks"] = json_text(manifest.disks);
   if (!manifest.libvirt.xml.empty()) {
     json["libvirt"] = {{"uri", json_text(manifest.libvirt.uri)},
                        {"domain", json_text(manifest.libvirt.domain)},
@@ -306,9 +262,7 @@ std::string encode_manifest(const Manifest& manifest) {
   json["compression"] = json_text(manifest.compression);
   json["objects"] = std::move(lists["objects"]);
   const std::string body = json.dump(1) + "\n";
-  return fmt::format("{} {} {} {:016x}\n", kManifestMagic, Manifest::kFormatVersion, body.size(),
-                     checksum(as_byte_span(body))) +
-         body;
+  return frame_text(kFrame, body);
 }
 
 Result<Manifest> decode_manifest(std::string_view text) {
@@ -316,16 +270,7 @@ Result<Manifest> decode_manifest(std::string_view text) {
     return make_error(ErrorKind::kDamaged, "manifest: its {} bytes are more than the {} allowed", text.size(),
                       Manifest::kMaxBytes);
   }
-  VMSIEVE_ASSIGN(const Header header, read_header(text));
-  if (const u64 computed = checksum(as_byte_span(header.body)); computed != header.checksum) {
-    return make_error(ErrorKind::kDamaged, "manifest: its checksum is {:016x}, its bytes give {:016x}",
-                      header.checksum, computed);
-  }
-  if (json_deeper_than(header.body, kMaxJsonDepth)) {
-    return make_error(ErrorKind::kDamaged, "manifest: its JSON nests deeper than {} levels", kMaxJsonDepth);
-  }
-  const auto json = nlohmann::json::parse(header.body, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded()) return make_error(ErrorKind::kDamaged, "manifest: its JSON is malformed");
+  VMSIEVE_ASSIGN(const nlohmann::json json, parse_framed_json(kFrame, text));
 
   std::optional<Error> error;
   const JsonFields top{json, "", error};
@@ -353,7 +298,7 @@ bool is_object_name(std::string_view name) {
   constexpr std::string_view kCharacters = "abcdefghijklmnopqrstuvwxyz0123456789-";
   return !name.empty() && name.size() <= 32 && kLetters.find(name[0]) != std::string_view::npos &&
          name.find_first_not_of(kCharacters) == std::string_view::npos && name != "manifest" &&
-         name != "retired" && name != "writing";
+         name != "retired" && name != "writing" && name != "disks";
 }
 
 Result<std::string> new_checkpoint_id() {

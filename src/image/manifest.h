@@ -33,7 +33,7 @@ struct MappingRecord {
   u64 block_offset = 0;
 };
 
-struct DiskRecord {
+struct WritableDiskRecord {
   std::string device;
   std::string file;
 };
@@ -89,6 +89,9 @@ struct Manifest {
   std::vector<std::string> required_features;
   /// Taken by `watch`, which may remove it again; in the format an optional member.
   bool periodic = false;
+  /// The guest's agent had frozen its file systems: a restored guest's are to be thawed. In the format an
+  /// optional member.
+  bool frozen = false;
   LibvirtRecord libvirt;  ///< in the format an optional member
 
   std::string vm_name;
@@ -105,7 +108,10 @@ struct Manifest {
 
   std::vector<BlockRecord> blocks;
   std::vector<MappingRecord> mappings;
-  std::vector<DiskRecord> writable_disks;
+  std::vector<WritableDiskRecord> writable_disks;
+  /// The checkpoint holds the disks too, in this way (to_string(DiskWay)), and the store a record of where
+  /// they are (image/disk_record.h); empty: it does not. In the format an optional member.
+  std::string disks;
 
   IntrospectionRecord introspection;
   PageCounts pages;

@@ -106,9 +106,45 @@ Result<std::vector<WritableDisk>> read_writable_disks(QmpClient& qmp) {
     std::string name = json_string(device, "device");
     if (name.empty()) name = json_string(*inserted, "node-name");
     if (name.empty()) name = json_string(device, "qdev");
-    disks.push_back({std::move(name), json_string(*inserted, "file")});
+    WritableDisk disk{.device = std::move(name),
+                      .file = json_string(*inserted, "file"),
+                      .drive = json_string(device, "device"),
+                      .qdev = json_string(device, "qdev"),
+                      .node = json_string(*inserted, "node-name"),
+                      .driver = json_string(*inserted, "drv"),
+                      .detect_zeroes = json_string(*inserted, "detect_zeroes")};
+    if (const auto image = inserted->find("image"); image != inserted->end() && image->is_object()) {
+      disk.virtual_bytes = json_u64(*image, "virtual-size").value_or(0);
+    }
+    if (const auto cache = inserted->find("cache"); cache != inserted->end()) {
+      disk.direct = json_true(*cache, "direct");
+      disk.no_flush = json_true(*cache, "no-flush");
+    }
+    disks.push_back(std::move(disk));
   }
   return disks;
+}
+
+std::optional<std::string> image_path(const std::string& file) {
+  constexpr unsigned kMaxLevels = 32;
+  if (file.starts_with("json:")) {
+    const Json whole = Json::parse(file.begin() + 5, file.end(), nullptr, /*allow_exceptions=*/false);
+    const Json* node = &whole;
+    for (unsigned level = 0; level < kMaxLevels && node->is_object(); ++level) {
+      const auto inner = node->find("file");
+      if (inner == node->end() || !inner->is_object()) break;
+      node = &*inner;
+    }
+    const std::string driver = json_string(*node, "driver");
+    const std::string path = json_string(*node, "filename");
+    if ((driver != "file" && driver != "host_device") || path.empty()) return std::nullopt;
+    return path;
+  }
+  const std::string path = file.starts_with("file:") ? file.substr(5) : file;
+  // A protocol: a colon before the first slash (QEMU block.c, path_has_protocol).
+  const std::size_t colon = path.find(':');
+  if (path.empty() || (colon != std::string::npos && colon < path.find('/'))) return std::nullopt;
+  return path;
 }
 
 }  // namespace vmsieve

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -41,12 +42,24 @@ Result<std::string> read_accelerator(QmpClient& qmp);
 /// migrated now, which also rules out a checkpoint.
 Result<void> check_migratable(QmpClient& qmp);
 
-/// Writable block devices (`query-block`): device or node names with their files.
+/// A writable block device (`query-block`).
 struct WritableDisk {
-  std::string device;
-  std::string file;
+  std::string device;  ///< name of the drive, or, of one of -blockdev, of the node, or path of the device
+  std::string file;    ///< as QEMU calls it: a path, or "json:{...}"
+  std::string drive;   ///< name of the drive; empty for one of -blockdev
+  std::string qdev;    ///< path of the device that it is plugged into; may be empty
+  std::string node;    ///< name of its topmost node
+  std::string driver;  ///< of that node: "raw", "qcow2", a filter's, ...
+  u64 virtual_bytes = 0;
+  bool direct = false;    ///< cache.direct
+  bool no_flush = false;  ///< cache.no-flush
+  std::string detect_zeroes;
 };
 Result<std::vector<WritableDisk>> read_writable_disks(QmpClient& qmp);
+
+/// The path in what QEMU calls an image's file: "/x", "file:/x", or "json:{...}" whose innermost `file` is
+/// one of driver `file` or `host_device`. None when it is no local file.
+std::optional<std::string> image_path(const std::string& file);
 
 /// All device state except RAM, as `xen-save-devices-state` writes it, through a descriptor passed
 /// to QEMU. The guest must be stopped. The bytes begin with QEMU's magic "QEVM".

@@ -5,6 +5,7 @@
 
 #include "vmsieve/base/numbers.h"
 #include "vmsieve/qemu/option_string.h"
+#include "vmsieve/qemu/qmp_wire.h"
 
 namespace vmsieve {
 
@@ -52,9 +53,7 @@ std::optional<MonitorSocket> socket_of_short_form(std::string_view text) {
   return MonitorSocket{*path, std::nullopt};
 }
 
-}  // namespace
-
-std::vector<MonitorSocket> monitor_sockets(const std::vector<std::string>& arguments) {
+std::map<std::string, MonitorSocket> listening_chardevs(const std::vector<std::string>& arguments) {
   std::map<std::string, MonitorSocket> chardevs;
   for_each_option(arguments, [&](std::string_view name, std::string_view value) {
     if (name != "chardev") return;
@@ -63,6 +62,36 @@ std::vector<MonitorSocket> monitor_sockets(const std::vector<std::string>& argum
     const auto socket = socket_of_chardev(options);
     if (id && socket) chardevs[*id] = *socket;
   });
+  return chardevs;
+}
+
+}  // namespace
+
+std::optional<std::string> guest_agent_socket(const std::vector<std::string>& arguments) {
+  constexpr std::string_view kAgent = "org.qemu.guest_agent.0";
+  const auto chardevs = listening_chardevs(arguments);
+  std::optional<std::string> path;
+  for_each_option(arguments, [&](std::string_view name, std::string_view value) {
+    if (name != "device") return;
+    std::string port, chardev;
+    if (value.starts_with('{')) {
+      const auto json = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
+      port = json_string(json, "name");
+      chardev = json_string(json, "chardev");
+    } else {
+      const OptionString options{value, "driver"};
+      port = options.get("name").value_or("");
+      chardev = options.get("chardev").value_or("");
+    }
+    const auto socket = chardevs.find(chardev);
+    if (port == kAgent && socket != chardevs.end() && !socket->second.path.empty())
+      path = socket->second.path;
+  });
+  return path;
+}
+
+std::vector<MonitorSocket> monitor_sockets(const std::vector<std::string>& arguments) {
+  const std::map<std::string, MonitorSocket> chardevs = listening_chardevs(arguments);
 
   std::vector<MonitorSocket> sockets;
   const auto add_chardev = [&](const std::string& id) {

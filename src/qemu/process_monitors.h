@@ -24,6 +24,11 @@ struct MonitorSocket {
 /// are not on a UNIX socket are left out.
 std::vector<MonitorSocket> monitor_sockets(const std::vector<std::string>& arguments);
 
+/// The socket of a guest agent: a `-device virtserialport` (or its JSON) whose name is
+/// org.qemu.guest_agent.0, with the `-chardev socket` it names; a path as written. None when there is none,
+/// or when QEMU does not listen there.
+std::optional<std::string> guest_agent_socket(const std::vector<std::string>& arguments);
+
 /// `-name foo` or `-name guest=foo,debug-threads=on`; the last one counts.
 std::string guest_name(const std::vector<std::string>& arguments);
 

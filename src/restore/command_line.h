@@ -53,6 +53,13 @@ class QemuCommandLine {
   /// changed.
   void pin_accelerator(const std::string& accelerator);
 
+  /// A disk whose image is the first of `chain` (absolute paths) that the command line names has the qcow2
+  /// image `overlay` instead, which says itself what it is backed by. Its node names, caches and what is to
+  /// become of discarded blocks stay; what only the old image's format knows goes. False when none of the
+  /// chain is named (`-drive file=`, `-blockdev`, -hda and the like, a bare argument).
+  bool replace_image(const std::vector<std::string>& chain, const std::string& overlay,
+                     const std::string& working_directory);
+
   /// `-device vmgenid` with a new identifier at each start (QEMU hw/acpi/vmgenid.c): the guest is told that
   /// it is not the one that it was.
   void renew_generation_id();

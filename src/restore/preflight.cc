@@ -88,9 +88,9 @@ Result<std::string> find_executable(const std::string& executable) {
 }
 
 Result<void> check_disks(const Manifest& manifest, bool disks_as_they_are) {
-  if (manifest.writable_disks.empty() || disks_as_they_are) return {};
+  if (manifest.writable_disks.empty() || !manifest.disks.empty() || disks_as_they_are) return {};
   std::string disks;
-  for (const DiskRecord& disk : manifest.writable_disks) {
+  for (const WritableDiskRecord& disk : manifest.writable_disks) {
     disks += fmt::format("{}{} ({})", disks.empty() ? "" : ", ", disk.device, disk.file);
   }
   return make_error(

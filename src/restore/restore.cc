@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "vmsieve/base/clock.h"
+#include "vmsieve/qemu/frozen_file_systems.h"
 #include "vmsieve/qemu/machine.h"
 #include "vmsieve/qemu/process.h"
 #include "vmsieve/restore/clone_memory.h"
@@ -30,7 +31,8 @@ using std::chrono::milliseconds;
 constexpr unsigned kMostThreads = 4;
 constexpr milliseconds kLoadTimeout{120000};
 
-Result<QemuCommandLine> build_command_line(const Manifest& manifest, const RestoreOptions& options) {
+Result<QemuCommandLine> build_command_line(const Manifest& manifest, const RestoreOptions& options,
+                                           const RestoredDisks& disks) {
   if (manifest.command_line.empty()) {
     return make_error(ErrorKind::kDamaged, "checkpoint {} has no QEMU command line", manifest.id);
   }
@@ -40,6 +42,7 @@ Result<QemuCommandLine> build_command_line(const Manifest& manifest, const Resto
   line.pin_accelerator(manifest.accelerator);
   line.strip_for_restore();
   VMSIEVE_TRY(forget_clone_memory(line));
+  VMSIEVE_TRY(disks.put_into(line, manifest.working_directory));
   for (const std::string& assignment : options.set) VMSIEVE_TRY(line.set(assignment));
 
   std::vector<std::string> arguments = line.arguments();
@@ -177,6 +180,32 @@ Result<Work> open_checkpoint(const Store& store, const std::string& id, const Re
   return work;
 }
 
+Result<RestoredDisks> make_disks(Store& store, const Manifest& manifest, const RestoreOptions& options,
+                                 const std::string& number = "") {
+  if (options.disks_as_they_are) return RestoredDisks{};
+  return RestoredDisks::make(store, manifest, options.disks, number);
+}
+
+/// Of a checkpoint that was taken with the guest's file systems frozen.
+void thaw(const Manifest& manifest, RestoreReport& report) {
+  constexpr milliseconds kThawPatience{10000};
+  if (!manifest.frozen) return;
+  Result<void> thawed = Error(ErrorKind::kRefused, "the guest stands still");
+  if (report.running) {
+    const auto process = read_qemu_process(report.pid);
+    thawed = process.ok() ? thaw_file_systems(*process, kThawPatience) : Result<void>(process.error());
+  }
+  if (thawed) return;
+  report.warnings.push_back(fmt::format(
+      "the guest's file systems are frozen, as they were for the checkpoint, until its agent is told "
+      "guest-fsfreeze-thaw: {}",
+      thawed.error().message()));
+}
+
+void tell_disks(const RestoredDisks& disks, RestoreReport& report) {
+  for (const RestoredDisks::Disk& disk : disks.disks()) report.disks.push_back(disk.overlay);
+}
+
 Result<void> check_executable(const Manifest& manifest, const std::string& executable) {
   VMSIEVE_ASSIGN(const std::string version, read_executable_version(executable));
   return check_version(manifest, version);
@@ -257,13 +286,14 @@ Result<void> check_clone_memory(const QemuCommandLine& line, const std::string& 
 
 }  // namespace
 
-Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+Result<Restored> restore(Store& store, const std::string& id, const RestoreOptions& options,
                          const ProgressFunction& progress) {
   const Stopwatch watch;
   if (progress) progress({"checking the checkpoint", 0, 0});
   VMSIEVE_ASSIGN(Work work, open_checkpoint(store, id, options));
   const Manifest& manifest = work.reader->manifest();
-  VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options));
+  VMSIEVE_ASSIGN(RestoredDisks disks, make_disks(store, manifest, options));
+  VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options, disks));
   VMSIEVE_ASSIGN(const std::string executable,
                  find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
   const auto ram_files = check_surroundings(manifest, command_line, options.disks_as_they_are);
@@ -302,8 +332,11 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
   }
 
   qemu->detach();
+  disks.keep();
+  tell_disks(disks, report);
   report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
+  thaw(manifest, report);
   const bool records = report.lazy && work.working_set.empty();
   return Restored{std::move(report), std::move(work.server), records};
 }
@@ -312,7 +345,7 @@ Result<void> keep_working_set(Store& store, const std::string& id, const PageSer
   return store.write_hint(id, encode_working_set(server.working_set()));
 }
 
-Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,
+Result<std::vector<RestoreReport>> restore_clones(Store& store, const std::string& id,
                                                   const RestoreOptions& options, unsigned count,
                                                   const ProgressFunction& progress) {
   const Stopwatch watch;
@@ -324,9 +357,13 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
   VMSIEVE_TRY(check_executable(manifest, executable));
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
   // What is wrong with one of them is said before any is started.
+  std::vector<RestoredDisks> disks;
   std::vector<QemuCommandLine> lines;
   for (unsigned number = 1; number <= count; ++number) {
-    VMSIEVE_ASSIGN(QemuCommandLine line, build_command_line(manifest, numbered_options(options, number)));
+    VMSIEVE_ASSIGN(RestoredDisks own_disks, make_disks(store, manifest, options, std::to_string(number)));
+    VMSIEVE_ASSIGN(QemuCommandLine line,
+                   build_command_line(manifest, numbered_options(options, number), own_disks));
+    disks.push_back(std::move(own_disks));
     line.renew_generation_id();
     VMSIEVE_TRY(check_accelerator(line));
     // Others who work on a guest's memory would not see what is private to it.
@@ -364,9 +401,12 @@ Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std:
         bring_back(work, *qemu, RestoreMode::kEager, shall_run(manifest, own.after), progress, report);
     if (!back) return qemu->explain(back.error()).with_context(fmt::format("clone {}", number));
     report.ready_ms = watch.ms();
+    tell_disks(disks[number - 1], report);
+    thaw(manifest, report);
     qemus.push_back(std::move(qemu));
   }
   for (const auto& qemu : qemus) qemu->detach();
+  for (RestoredDisks& own : disks) own.keep();
   for (const auto& guard : guards) guard->dismiss();
   return reports;
 }

@@ -13,6 +13,7 @@
 #include "vmsieve/base/result.h"
 #include "vmsieve/restore/memory_sender.h"
 #include "vmsieve/restore/page_server.h"
+#include "vmsieve/restore/restored_disks.h"
 #include "vmsieve/store/store.h"
 
 namespace vmsieve {
@@ -38,8 +39,10 @@ struct RestoreOptions {
   std::optional<std::string> qmp_path = std::nullopt;         ///< --qmp; else claim_default_qmp_place()
   std::vector<std::string> set = {};                          ///< --set, in order: QemuCommandLine::set()
   std::vector<std::string> extra_arguments = {};              ///< behind all others, as they are
-  /// The guest's writable disks are, or hold, what they held when the checkpoint was taken.
+  /// The guest's writable disks are, or hold, what they held when the checkpoint was taken: those of the
+  /// command line are used, also when the checkpoint has others.
   bool disks_as_they_are = false;
+  RestoredDiskOptions disks = {};
   AfterRestore after = AfterRestore::kAsSaved;
   /// For tests: pages that were left out as free read as this byte. A guest must not be able to tell.
   std::optional<u8> omitted_fill = std::nullopt;
@@ -59,10 +62,12 @@ struct RestoreReport {
   std::string log_path;
   std::string qemu_version;
   std::string machine_type;
-  bool was_running = false;  ///< at the checkpoint
-  bool running = false;      ///< now
-  bool lazy = false;         ///< memory is still to come
-  std::string eager_reason;  ///< why not; empty when it was asked for
+  bool was_running = false;           ///< at the checkpoint
+  bool running = false;               ///< now
+  bool lazy = false;                  ///< memory is still to come
+  std::string eager_reason;           ///< why not; empty when it was asked for
+  std::vector<std::string> warnings;  ///< for the user, one sentence each
+  std::vector<std::string> disks;     ///< files that the guest writes to, made for it; some may have no name
   SentPages sent;
   u64 stream_bytes = 0;
   double start_ms = 0;  ///< until the new QEMU answered
@@ -91,7 +96,7 @@ Result<void> keep_working_set(Store& store, const std::string& id, const PageSer
 ///
 /// The new QEMU is a child of this process, in a session of its own; a program that lives on collects
 /// its exit status with wait_for_exit() (launch.h).
-Result<Restored> restore(const Store& store, const std::string& id, const RestoreOptions& options,
+Result<Restored> restore(Store& store, const std::string& id, const RestoreOptions& options,
                          const ProgressFunction& progress = {});
 
 /// Brings back `count` guests of one checkpoint, all or none, whose memory is shared as long as it is not
@@ -99,7 +104,7 @@ Result<Restored> restore(const Store& store, const std::string& id, const Restor
 /// from 1 on. A VM Generation ID is made anew; all else that the guests think they are is the same in each:
 /// MAC addresses, UUID, machine-id, host name, random seeds that were drawn before. `mode` does not matter:
 /// memory is there before the first one runs.
-Result<std::vector<RestoreReport>> restore_clones(const Store& store, const std::string& id,
+Result<std::vector<RestoreReport>> restore_clones(Store& store, const std::string& id,
                                                   const RestoreOptions& options, unsigned count,
                                                   const ProgressFunction& progress = {});
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "vmsieve/image/frame_codec.h"
 #include "vmsieve/store/directory_object.h"
 #include "vmsieve/store/directory_store.h"
 #include "vmsieve/store/retired.h"
@@ -26,6 +27,9 @@ class DirectoryCheckpointWriter : public CheckpointWriter {
 
   const std::string& id() const override { return id_; }
   Result<std::unique_ptr<ObjectWriter>> create(std::string_view name) override;
+  Result<UniqueFd> create_file(std::string_view name) override;
+  Result<ObjectRecord> finish_file(std::string_view name) override;
+  Result<void> note_disks(std::string_view text) override;
   Result<void> commit(const Manifest& manifest) override;
 
  private:
@@ -56,6 +60,48 @@ Result<std::unique_ptr<ObjectWriter>> DirectoryCheckpointWriter::create(std::str
   VMSIEVE_ASSIGN(auto writer, DirectoryObjectWriter::make(folder_, progress->name, progress));
   objects_.push_back(std::move(progress));
   return writer;
+}
+
+Result<UniqueFd> DirectoryCheckpointWriter::create_file(std::string_view name) {
+  if (committed_ || !is_object_name(name)) {
+    return make_error(ErrorKind::kUsage, "checkpoint {}: cannot make an object of that name now", id_);
+  }
+  auto progress = std::make_shared<ObjectProgress>();
+  progress->name = name;
+  VMSIEVE_ASSIGN(UniqueFd fd, create_file_at(folder_, progress->name, O_RDWR));
+  objects_.push_back(std::move(progress));
+  return fd;
+}
+
+Result<ObjectRecord> DirectoryCheckpointWriter::finish_file(std::string_view name) {
+  constexpr std::size_t kChunkBytes = 1 << 20;
+  const auto object = std::find_if(objects_.begin(), objects_.end(),
+                                   [&](const auto& one) { return one->name == name && !one->finished; });
+  if (object == objects_.end())
+    return make_error(ErrorKind::kUsage, "checkpoint {}: no object {} is being written", id_, name);
+  const std::string path = folder_.path_of(name);
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_regular_at(folder_, std::string{name}, O_RDONLY));
+  if (::fsync(fd.get()) != 0) return errno_error(errno, fmt::format("cannot write {}", path));
+  VMSIEVE_ASSIGN(const u64 bytes, file_size(fd.get(), path));
+  StreamingChecksum sum;
+  std::vector<std::byte> chunk(kChunkBytes);
+  for (u64 done = 0; done < bytes; done += chunk.size()) {
+    chunk.resize(std::min<u64>(kChunkBytes, bytes - done));
+    VMSIEVE_TRY(pread_exact(fd.get(), chunk, done, path));
+    sum.update(chunk);
+  }
+  // It is ours: nobody else looks at it before the checkpoint is committed.
+  auto finished = std::make_shared<ObjectProgress>(**object);
+  finished->bytes = bytes;
+  finished->finished = true;
+  *object = finished;
+  return ObjectRecord{std::string{name}, bytes, sum.value()};
+}
+
+Result<void> DirectoryCheckpointWriter::note_disks(std::string_view text) {
+  VMSIEVE_TRY(publish_file_at(folder_, kDisksTemporary, kDisks, text));
+  // What it tells of must be found after a power cut.
+  return sync_directory(checkpoints_);
 }
 
 /// The manifest's text, if a reader will take it and it is about exactly what was written.

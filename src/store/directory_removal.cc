@@ -30,6 +30,8 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, 
   VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
   if (state == FolderState::kNeither) {
     if (what == Sweep::kSafe && !written) return Swept{};
+    VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(folder));
+    if (names == std::vector<std::string>{kDisks}) return Swept{};
     VMSIEVE_TRY(remove_folder(checkpoints, id));
     return Swept{.leftover = true};
   }
@@ -40,7 +42,8 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, 
   VMSIEVE_ASSIGN(const bool lock_left, unlink_at(folder, kWriting));
   VMSIEVE_ASSIGN(const bool manifest_left, unlink_at(folder, kManifestTemporary));
   VMSIEVE_ASSIGN(const bool hint_left, unlink_at(folder, kHintTemporary));
-  return Swept{.leftover = lock_left || manifest_left || hint_left};
+  VMSIEVE_ASSIGN(const bool disks_left, unlink_at(folder, kDisksTemporary));
+  return Swept{.leftover = lock_left || manifest_left || hint_left || disks_left};
 }
 
 /// Removes the retired checkpoints that nobody needs, and takes from the others what nobody needs. Returns

@@ -87,7 +87,15 @@ Result<void> remove_folder(const Directory& checkpoints, const std::string& id) 
   VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(folder));
   // A power cut must not bring the manifest back without what it names.
   VMSIEVE_TRY(sync_directory(folder));
-  for (const std::string& name : names) VMSIEVE_TRY(unlink_at(folder, name));
+  bool disks = false;
+  for (const std::string& name : names) {
+    if (name == kDisks) {
+      disks = true;
+    } else {
+      VMSIEVE_TRY(unlink_at(folder, name));
+    }
+  }
+  if (disks) return {};
   if (::unlinkat(checkpoints.fd.get(), id.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {
     return errno_error(errno, fmt::format("cannot remove the directory {}", folder.path));
   }

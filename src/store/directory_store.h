@@ -23,6 +23,14 @@ class DirectoryStore : public Store {
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
   Result<std::string> read_hint(const std::string& id) const override;
   Result<void> write_hint(const std::string& id, std::string_view text) override;
+  Result<std::string> object_path(const std::string& id, std::string_view object) const override;
+  Result<std::string> read_disks(const std::string& id) const override;
+  Result<void> change_disks(
+      const std::string& id,
+      const std::function<Result<std::string>(const std::string& text)>& change) override;
+  Result<void> forget_disks(const std::string& id) override;
+  Result<DiskRecords> disk_records() const override;
+  Result<std::unique_ptr<DiskLock>> lock_disks() override;
   Result<Removal> remove(const std::string& id) override;
   Result<u64> sweep(Sweep what = Sweep::kAll) override;
 
@@ -47,6 +55,9 @@ inline constexpr const char* kManifest = "manifest";
 inline constexpr const char* kManifestTemporary = "manifest.new";
 inline constexpr const char* kHint = "working-set.hint";
 inline constexpr const char* kHintTemporary = "working-set.hint.new";
+inline constexpr const char* kDisks = "disks";
+inline constexpr const char* kDisksTemporary = "disks.new";
+inline constexpr const char* kDisksLock = "disks.lock";
 inline constexpr const char* kRetired = "retired";
 inline constexpr const char* kPunched = "retired.punched";
 inline constexpr const char* kPunchedTemporary = "retired.punched.new";
@@ -68,8 +79,8 @@ Result<Directory> open_checkpoint_folder(const Directory& root, const std::strin
 /// Reads and decodes the manifest in a checkpoint's folder, and checks that it is of this id.
 Result<Manifest> read_manifest(const Directory& folder, const std::string& id);
 
-/// Removes every file in a checkpoint's folder and then the folder; `checkpoints` is its parent. Fails on
-/// subdirectories, which are none of ours.
+/// Removes every file in a checkpoint's folder and then the folder; `checkpoints` is its parent. A record of
+/// disks stays, and the folder with it. Fails on subdirectories, which are none of ours.
 Result<void> remove_folder(const Directory& checkpoints, const std::string& id);
 
 /// Makes `<id>/` with its locked `writing` file. kBusy when the id is taken.

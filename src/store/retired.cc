@@ -32,7 +32,7 @@ Result<bool> clear_retired(const Directory& folder) {
   VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(folder));
   bool any = false;
   for (const std::string& name : names) {
-    if (name == kMemory || name == kRetired || name == kPunched) continue;
+    if (name == kMemory || name == kRetired || name == kPunched || name == kDisks) continue;
     // Once, before the first: a power cut must not bring the manifest back without what it names.
     if (!any) VMSIEVE_TRY(sync_directory(folder));
     any = true;

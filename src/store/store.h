@@ -42,6 +42,13 @@ class CheckpointWriter {
   virtual const std::string& id() const = 0;
   /// `name`: "memory", "device". Each once.
   virtual Result<std::unique_ptr<ObjectWriter>> create(std::string_view name) = 0;
+  /// An object that somebody else writes, as an empty file, open for reading and writing; kUnsupported where
+  /// objects are no files. finish_file(), called when it is written, tells what the manifest says of it.
+  virtual Result<UniqueFd> create_file(std::string_view name) = 0;
+  virtual Result<ObjectRecord> finish_file(std::string_view name) = 0;
+  /// The record of the checkpoint's disks (image/disk_record.h), durable at once, in place of what was noted
+  /// before. It stays when the checkpoint does not come to be, until Store::forget_disks().
+  virtual Result<void> note_disks(std::string_view text) = 0;
   /// Writes the manifest, durable, last. All objects must have been finished. A checkpoint with ancestors
   /// must have a parent that is still there and needs no fewer: kNotFound when it, or an ancestor, is gone.
   virtual Result<void> commit(const Manifest& manifest) = 0;
@@ -92,8 +99,32 @@ class Store {
   /// lost or replaced at any time. kNotFound when there is none, kUnsupported where a store keeps none.
   virtual Result<std::string> read_hint(const std::string& id) const;
   virtual Result<void> write_hint(const std::string& id, std::string_view text);
+  /// The absolute path of an object, for programs that read it as a file. kUnsupported where it is none.
+  virtual Result<std::string> object_path(const std::string& id, std::string_view object) const = 0;
+  /// The record of a checkpoint's disks, also when the checkpoint has been removed or never came to be.
+  /// kNotFound when there is none.
+  virtual Result<std::string> read_disks(const std::string& id) const = 0;
+  /// Replaces it by what `change` makes of it; no other process does so in between. Durable.
+  virtual Result<void> change_disks(
+      const std::string& id, const std::function<Result<std::string>(const std::string& text)>& change) = 0;
+  /// Removes the record, for good.
+  virtual Result<void> forget_disks(const std::string& id) = 0;
+  /// All that have a record of disks: `forsaken` ones are no checkpoint, and nobody writes them any more.
+  struct DiskRecords {
+    std::vector<std::string> checkpoints;
+    std::vector<std::string> forsaken;
+  };
+  virtual Result<DiskRecords> disk_records() const = 0;
+  /// Held by whoever puts disks back together: dropped when the object is destroyed. kBusy when another
+  /// process does so.
+  class DiskLock {
+   public:
+    virtual ~DiskLock() = default;
+  };
+  virtual Result<std::unique_ptr<DiskLock>> lock_disks() = 0;
   /// Removes the manifest first (from then on the checkpoint does not exist), then the rest, except what
-  /// other checkpoints need. kBusy names a checkpoint of which this program cannot tell what it needs.
+  /// other checkpoints need, and the record of its disks. kBusy names a checkpoint of which this program
+  /// cannot tell what it needs.
   virtual Result<Removal> remove(const std::string& id) = 0;
   /// Removes what dead writers and interrupted removals left, and what was kept for checkpoints that are gone
   /// now; returns how many leftovers. Gives the room back that removed checkpoints take though nobody needs

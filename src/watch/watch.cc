@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <thread>
 
+#include "vmsieve/disks/tidy.h"
 #include "vmsieve/formats/libvirt_image.h"
 #include "vmsieve/qemu/qmp.h"
 #include "vmsieve/qemu/vm_lock.h"
@@ -127,6 +128,7 @@ class Watch {
       if (removed.ok()) tell_({.kind = WatchEvent::Kind::kRemoved, .checkpoint = ids[i]});
     }
     [[maybe_unused]] const auto swept = store_.sweep();  // gives room back
+    (void)tidy_disks(store_, progress_);
   }
 
   /// Why the VM is to be taken for dead; none when it lives.

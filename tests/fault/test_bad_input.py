@@ -333,7 +333,7 @@ def test_a_writable_disk_needs_the_word(vmsieve, tmp_path):
     disk.write_bytes(b"\0" * (1 << 20))
     with Guest(kernel=None, mem_mib=128, smp=1,
                extra=["-drive", f"file={disk},format=raw,if=virtio"]) as guest:
-        result = subprocess.run([str(BINARY), "save", guest.qmp_path], env=vmsieve.env, text=True,
+        result = subprocess.run([str(BINARY), "save", guest.qmp_path, "--disk", "none"], env=vmsieve.env, text=True,
                                 capture_output=True, check=True)
         assert "disk.img" in result.stderr and "not part of this checkpoint" in result.stderr
         checkpoint = vmsieve.json("log")["checkpoints"][0]["checkpoint"]

@@ -185,6 +185,17 @@ class RemovingStore : public Store {
     }
     return store_.open(id, object);
   }
+  Result<std::string> object_path(const std::string& id, std::string_view object) const override {
+    return store_.object_path(id, object);
+  }
+  Result<std::string> read_disks(const std::string& id) const override { return store_.read_disks(id); }
+  Result<void> change_disks(const std::string& id,
+                            const std::function<Result<std::string>(const std::string&)>& change) override {
+    return store_.change_disks(id, change);
+  }
+  Result<void> forget_disks(const std::string& id) override { return store_.forget_disks(id); }
+  Result<DiskRecords> disk_records() const override { return store_.disk_records(); }
+  Result<std::unique_ptr<DiskLock>> lock_disks() override { return store_.lock_disks(); }
   Result<Removal> remove(const std::string& id) override { return store_.remove(id); }
   Result<u64> sweep(Sweep what) override { return store_.sweep(what); }
 

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/disks/image_file.h"
+
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "vmsieve/base/endian.h"
+#include "vmsieve/base/fd.h"
+#include "vmsieve/image/frame_codec.h"
+#include "vmsieve/qemu/file_users.h"
+#include "vmsieve/qemu/machine.h"
+
+namespace vmsieve {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr u64 kHeadBytes = 64 << 10;
+constexpr u64 kSampleBytes = 4096;
+constexpr u64 kSamples = 62;
+constexpr std::size_t kLongestChain = 1000;
+constexpr std::string_view kMark = ".vmsieve-";
+
+Result<std::string> read_head(const std::string& path) {
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
+  std::string head(kQcow2HeadBytes, '\0');
+  ssize_t n = 0;
+  do {
+    n = ::pread(fd.get(), head.data(), head.size(), 0);
+  } while (n < 0 && errno == EINTR);
+  if (n < 0) return errno_error(errno, fmt::format("cannot read {}", path));
+  head.erase(static_cast<std::size_t>(n));
+  return head;
+}
+
+std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
+
+}  // namespace
+
+Result<FilePrint> print_of(const std::string& path) {
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
+  struct stat info {};
+  if (::fstat(fd.get(), &info) != 0) return errno_error(errno, fmt::format("cannot look at {}", path));
+  FilePrint print;
+  if (S_ISBLK(info.st_mode)) {
+    if (::ioctl(fd.get(), BLKGETSIZE64, &print.bytes) != 0)
+      return errno_error(errno, fmt::format("cannot tell the size of {}", path));
+  } else if (S_ISREG(info.st_mode)) {
+    print.bytes = static_cast<u64>(info.st_size);
+    print.modified_ns =
+        static_cast<u64>(info.st_mtim.tv_sec) * 1'000'000'000 + static_cast<u64>(info.st_mtim.tv_nsec);
+  } else {
+    return make_error(ErrorKind::kUnsupported, "{} is neither a file nor a block device", path);
+  }
+  std::vector<std::byte> sampled;
+  const auto take = [&](u64 offset, u64 bytes) -> Result<void> {
+    const u64 there = std::min(bytes, print.bytes - std::min(print.bytes, offset));
+    const std::size_t before = sampled.size();
+    sampled.resize(before + there);
+    return pread_exact(fd.get(), std::span{sampled}.subspan(before), offset, path);
+  };
+  VMSIEVE_TRY(take(0, kHeadBytes));
+  if (print.bytes > kHeadBytes) {
+    const u64 step = (print.bytes - kHeadBytes) / (kSamples + 1);
+    for (u64 i = 1; i <= kSamples; ++i) VMSIEVE_TRY(take(kHeadBytes + i * step, kSampleBytes));
+    VMSIEVE_TRY(take(print.bytes - std::min(print.bytes, kSampleBytes), kSampleBytes));
+  }
+  print.sample = checksum(sampled);
+  return print;
+}
+
+Result<void> check_print(const SavedDisk& disk) {
+  VMSIEVE_ASSIGN(const FilePrint now, print_of(disk.image));
+  if (now == disk.print) return {};
+  return make_error(ErrorKind::kIncompatible,
+                    "the disk image {} is not what it was at the checkpoint ({} has changed): bring it back "
+                    "to what it was, or use --disks-as-they-are",
+                    disk.image,
+                    now.bytes != disk.print.bytes     ? "its size"
+                    : now.sample != disk.print.sample ? "its content"
+                                                      : "the time of its last change");
+}
+
+Result<std::optional<std::string>> backing_in_header(std::string_view head) {
+  constexpr std::string_view kMagic = "QFI\xfb";
+  constexpr std::size_t kFixedBytes = 72;
+  constexpr u32 kLongestName = 1023;
+  std::optional<std::string> none;
+  if (!head.starts_with(kMagic)) return none;
+  const auto damaged = [] { return Error(ErrorKind::kDamaged, "the header of the image is not whole"); };
+  if (head.size() < kFixedBytes) return damaged();
+  const std::byte* bytes = as_byte_span(head).data();
+  const u64 offset = u64{load_be<u32>(bytes + 8)} << 32 | load_be<u32>(bytes + 12);
+  const u32 length = load_be<u32>(bytes + 16);
+  if (offset == 0) return none;
+  if (length == 0 || length > kLongestName || offset > head.size() || length > head.size() - offset)
+    return damaged();
+  const std::string_view name = head.substr(offset, length);
+  // QEMU would take what stands before a zero byte.
+  if (name.find('\0') != std::string_view::npos) return damaged();
+  return std::optional<std::string>(name);
+}
+
+Result<std::optional<std::string>> backing_of(const std::string& path) {
+  VMSIEVE_ASSIGN(const std::string head, read_head(path));
+  auto name = backing_in_header(head);
+  if (!name) return name.error().with_context(path);
+  if (!*name) return name;
+  const auto file = image_path(**name);
+  if (!file) return make_error(ErrorKind::kUnsupported, "{} is backed by {}, which is no file", path, **name);
+  if (file->starts_with('/')) return std::optional<std::string>(*file);
+  return std::optional<std::string>(folder_of(path) + "/" + *file);
+}
+
+Result<std::vector<std::string>> chain_of(const std::string& path) {
+  std::vector<std::string> chain{path};
+  for (;;) {
+    VMSIEVE_ASSIGN(const auto backing, backing_of(chain.back()));
+    if (!backing) return chain;
+    if (chain.size() == kLongestChain)
+      return make_error(ErrorKind::kDamaged, "the chain of backing files of {} does not end", path);
+    chain.push_back(*backing);
+  }
+}
+
+Result<bool> is_held_for_writing(const std::string& path) {
+  constexpr off_t kWriteByte = 101;
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
+  struct flock lock {};
+  lock.l_type = F_WRLCK;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = kWriteByte;
+  lock.l_len = 1;
+  if (::fcntl(fd.get(), F_OFD_GETLK, &lock) != 0) return false;
+  return lock.l_type != F_UNLCK;
+}
+
+std::vector<pid_t> users_of(const std::string& path) {
+  std::vector<pid_t> users;
+  struct stat info {};
+  if (::stat(path.c_str(), &info) != 0) return users;
+  for (const pid_t pid : visible_processes()) {
+    if (pid != ::getpid() && has_open(pid, info, OpenedFor::kAnything)) users.push_back(pid);
+  }
+  return users;
+}
+
+bool file_exists(const std::string& path) {
+  struct stat info {};
+  return ::stat(path.c_str(), &info) == 0;
+}
+
+std::vector<std::string> images_over(const std::string& image) {
+  std::vector<std::string> over;
+  std::error_code error;
+  const fs::path canonical = fs::weakly_canonical(image, error);
+  for (fs::directory_iterator at(folder_of(image), error), end; !error && at != end; at.increment(error)) {
+    std::error_code ignored;
+    if (!at->is_regular_file(ignored)) continue;
+    const auto backing = backing_of(at->path().string());
+    if (!backing || !*backing) continue;
+    if (fs::weakly_canonical(**backing, ignored) == canonical) over.push_back(at->path().string());
+  }
+  return over;
+}
+
+std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
+                         const std::string& number) {
+  std::string stem = fs::path(image).filename().string();
+  if (const std::size_t mark = stem.find(kMark); mark != std::string::npos && mark != 0) {
+    stem.erase(mark);
+  } else {
+    for (const std::string_view suffix : {".qcow2", ".raw", ".img"}) {
+      if (stem.ends_with(suffix) && stem.size() > suffix.size()) {
+        stem.erase(stem.size() - suffix.size());
+        break;
+      }
+    }
+  }
+  return fmt::format("{}/{}{}{}{}{}.qcow2", folder.empty() ? folder_of(image) : folder, stem, kMark, id,
+                     number.empty() ? "" : ".", number);
+}
+
+void sync_folder_of(const std::string& path) {
+  const auto folder = open_file(folder_of(path), O_RDONLY | O_DIRECTORY);
+  if (folder.ok()) (void)::fsync(folder->get());
+}
+
+}  // namespace vmsieve

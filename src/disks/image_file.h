@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <sys/types.h>
+
+#include "vmsieve/base/result.h"
+#include "vmsieve/image/disk_record.h"
+
+namespace vmsieve {
+
+/// The print of a file or block device as it is now: size, time of the last change, and a checksum of its
+/// first 64 KiB, its last 4 KiB, and 62 blocks of 4 KiB between, at equal distances.
+Result<FilePrint> print_of(const std::string& path);
+
+/// kIncompatible, naming the image, when it is not as it was; kNotFound when it is not there.
+Result<void> check_print(const SavedDisk& disk);
+
+/// The backing file of a qcow2 image, absolute (a relative one is beside the image); none when it has none,
+/// or is no qcow2 image. kDamaged when its header is not whole. QEMU docs/interop/qcow2.rst, "Header".
+Result<std::optional<std::string>> backing_of(const std::string& path);
+
+/// The same for the header's first bytes, at most kQcow2HeadBytes: the name as it is written there.
+inline constexpr std::size_t kQcow2HeadBytes = 64 << 10;
+Result<std::optional<std::string>> backing_in_header(std::string_view head);
+
+/// An image and all that it is backed by, the image first. kDamaged when that does not end.
+Result<std::vector<std::string>> chain_of(const std::string& path);
+
+/// Does a QEMU (or qemu-img) hold the image for writing? It locks byte 101 for that (QEMU block/file-posix.c,
+/// RAW_LOCK_PERM_BASE, and BLK_PERM_WRITE). False where the file system has no locks.
+Result<bool> is_held_for_writing(const std::string& path);
+
+/// The processes that have the file open, as far as this user may see.
+std::vector<pid_t> users_of(const std::string& path);
+
+bool file_exists(const std::string& path);
+
+/// Images in the folder of `image` whose backing file it is.
+std::vector<std::string> images_over(const std::string& image);
+
+/// Where a file over `image` goes that is made for checkpoint `id`: in `folder`, or, if that is empty, beside
+/// the image: disk.qcow2 and disk.vmsieve-ID0.qcow2 both have disk.vmsieve-ID.qcow2 over them. `number` tells
+/// several apart; empty for the VM's own.
+std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
+                         const std::string& number);
+
+/// Makes the names in the file's folder durable, as far as that is possible.
+void sync_folder_of(const std::string& path);
+
+}  // namespace vmsieve

@@ -1,0 +1,505 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/disks/tidy.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <thread>
+
+#include "vmsieve/disks/disk_point.h"
+#include "vmsieve/disks/image_file.h"
+#include "vmsieve/disks/vm_chain.h"
+#include "vmsieve/image/disk_record.h"
+#include "vmsieve/qemu/qmp_wire.h"
+#include "vmsieve/qemu/vm_lock.h"
+
+namespace vmsieve {
+
+namespace {
+
+using Json = QmpClient::Json;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kCommandPatience{30000};
+constexpr int kAttempts = 4;
+constexpr milliseconds kBetweenAttempts{250};
+
+bool contains(const std::vector<std::string>& paths, const std::string& path) {
+  return std::ranges::any_of(paths, [&](const std::string& one) { return same_file(one, path); });
+}
+
+void add(std::vector<std::string>& paths, const std::string& path) {
+  if (!contains(paths, path)) paths.push_back(path);
+}
+
+void take_out(std::vector<std::string>& paths, const std::string& path) {
+  std::erase_if(paths, [&](const std::string& one) { return same_file(one, path); });
+}
+
+/// A VM whose QEMU has a file open, with its monitor connected.
+struct Holder {
+  VmAddress vm;
+  VmLock lock;
+  std::unique_ptr<QmpClient> qmp;
+};
+
+Error waiting(std::string why) { return {ErrorKind::kBusy, std::move(why)}; }
+
+class Tidy {
+ public:
+  Tidy(Store& store, const ProgressFunction& progress) : store_(store), progress_(progress) {}
+
+  Result<std::vector<UntidyDisk>> run() {
+    VMSIEVE_ASSIGN(const Store::DiskRecords ids, store_.disk_records());
+    if (ids.forsaken.empty()) return std::vector<UntidyDisk>{};
+    VMSIEVE_ASSIGN(const auto lock, store_.lock_disks());
+    for (const std::string& id : ids.checkpoints) read(id, records_);
+    for (const std::string& id : ids.forsaken) read(id, forsaken_);
+    // The newest first: so that what was written last moves once.
+    for (auto record = forsaken_.rbegin(); record != forsaken_.rend(); ++record) {
+      const bool done = tidy(*record);
+      if (done) VMSIEVE_TRY(store_.forget_disks(record->checkpoint));
+    }
+    return std::move(untidy_);
+  }
+
+ private:
+  void read(const std::string& id, std::vector<DiskRecord>& into) {
+    const auto text = store_.read_disks(id);
+    auto record = text.ok() ? decode_disks(*text) : Result<DiskRecord>{text.error()};
+    if (record.ok()) {
+      into.push_back(std::move(*record));
+    } else {
+      untidy_.push_back({id, "", record.error().message()});
+    }
+  }
+
+  /// Changes the record in the store, and what is known of it here.
+  Result<void> change(DiskRecord& record, const std::function<void(DiskRecord&)>& make) {
+    return store_.change_disks(record.checkpoint, [&](const std::string& text) -> Result<std::string> {
+      VMSIEVE_ASSIGN(DiskRecord now, decode_disks(text));
+      make(now);
+      record = now;
+      return encode_disks(now);
+    });
+  }
+
+  /// True when nothing of it is left to do.
+  bool tidy(DiskRecord& record) {
+    bool done = true;
+    const std::vector<SavedDisk> disks = record.disks;
+    for (u64 number = 0; number < disks.size(); ++number) {
+      const SavedDisk& disk = disks[number];
+      const auto finished = [&]() -> Result<void> {
+        switch (record.way) {
+          case DiskWay::kSnapshot: return tidy_overlay(record, disk);
+          case DiskWay::kInternal: return remove_snapshot(disk);
+          case DiskWay::kCopy: break;
+        }
+        return end_copy(record, disk, number);
+      }();
+      if (finished) continue;
+      done = false;
+      const std::string& file = record.way == DiskWay::kSnapshot ? disk.overlay : disk.image;
+      untidy_.push_back({record.checkpoint, file, finished.error().message()});
+    }
+    return done;
+  }
+
+  // ---- who needs what ------------------------------------------------
+
+  std::vector<std::string> living_children(const DiskRecord& record) const {
+    std::vector<std::string> living;
+    for (const std::string& child : record.children) {
+      if (file_exists(child)) living.push_back(child);
+    }
+    return living;
+  }
+
+  /// Images over `image`, wherever this store has made them, or beside it.
+  std::vector<std::string> all_over(const std::string& image) const {
+    std::vector<std::string> over = images_over(image);
+    const auto look_at = [&](const std::string& path) {
+      if (path.empty() || !file_exists(path)) return;
+      const auto backing = backing_of(path);
+      if (backing.ok() && *backing && same_file(**backing, image)) add(over, path);
+    };
+    for (const auto* records : {&records_, &forsaken_}) {
+      for (const DiskRecord& record : *records) {
+        for (const SavedDisk& disk : record.disks) {
+          look_at(disk.image);
+          look_at(disk.overlay);
+        }
+        for (const std::string& child : record.children) look_at(child);
+      }
+    }
+    return over;
+  }
+
+  /// Why the content of `image` must stay as it is while what is in `overlay` goes into it; none: it need
+  /// not. `holder` may have it open.
+  std::optional<std::string> why_needed(const std::string& image, const std::string& overlay,
+                                        pid_t holder) const {
+    for (const DiskRecord& record : records_) {
+      for (const SavedDisk& disk : record.disks) {
+        if (same_file(disk.image, image))
+          return fmt::format("checkpoint {} needs {} as it is", record.checkpoint, image);
+      }
+    }
+    for (const std::string& other : all_over(image)) {
+      if (!same_file(other, overlay)) return fmt::format("{} is over {} too", other, image);
+    }
+    for (const pid_t pid : users_of(image)) {
+      if (pid != holder) return fmt::format("process {} has {} open", pid, image);
+    }
+    return std::nullopt;
+  }
+
+  // ---- an overlay ----------------------------------------------------
+
+  Result<void> tidy_overlay(DiskRecord& record, const SavedDisk& disk) {
+    const std::string& overlay = disk.overlay;
+    if (!file_exists(overlay)) return {};
+    if (contains(record.merged, overlay)) return remove_merged(record, disk);
+    VMSIEVE_ASSIGN(const auto image, backing_of(overlay));
+    const std::vector<pid_t> users = users_of(overlay);
+    if (!image) {
+      // It stands for itself, as after flatten_disks(), or was never finished.
+      VMSIEVE_ASSIGN(const FilePrint print, print_of(overlay));
+      if (users.empty() && print.bytes == 0) (void)::unlink(overlay.c_str());
+      return {};
+    }
+    if (users.empty()) return merge_offline(record, disk, *image);
+    if (users.size() > 1) return waiting(fmt::format("processes {} and {} have it open", users[0], users[1]));
+    VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
+    return merge_online(record, disk, *image, holder);
+  }
+
+  static Result<Holder> hold(pid_t pid) {
+    auto vm = resolve_vm(fmt::format("pid:{}", pid));
+    if (!vm) return waiting(fmt::format("process {} has it open: {}", pid, vm.error().message()));
+    VMSIEVE_ASSIGN(VmLock lock, VmLock::take(pid));
+    VMSIEVE_ASSIGN(auto qmp, QmpClient::connect(vm->qmp_path));
+    return Holder{std::move(*vm), std::move(lock), std::move(qmp)};
+  }
+
+  u64 number_of(const DiskRecord& record, const std::string& overlay) const {
+    const auto it = std::ranges::find(record.disks, overlay, &SavedDisk::overlay);
+    return static_cast<u64>(it - record.disks.begin());
+  }
+
+  Result<void> merge_online(DiskRecord& record, const SavedDisk& disk, const std::string& image,
+                            Holder& holder) {
+    QmpClient& qmp = *holder.qmp;
+    if (holder.vm.libvirt) return waiting("libvirt runs the VM: merge its disks with virsh blockcommit");
+    const std::string job = overlay_node(record.checkpoint, number_of(record, disk.overlay));
+    VMSIEVE_TRY(end_old_job(record, disk, qmp, job));
+    VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(qmp, holder.vm.process.working_directory));
+    const BlockNode* const over = chains.image(disk.overlay);
+    if (over == nullptr) return waiting("QEMU has no block node for it, or several");
+    const auto top = chains.top_over(disk.overlay);
+    if (!top) return take_leave(record, disk, image, chains, *over, qmp);
+    const BlockNode* const under = chains.image(image);
+    if (under == nullptr) return waiting(fmt::format("QEMU has no block node for {}, or several", image));
+    if (const auto why = why_needed(image, disk.overlay, holder.vm.process.pid)) return waiting(*why);
+    const bool active = *top == over->name;
+    Json arguments{{"job-id", job}, {"device", *top}, {"base-node", under->name}, {"auto-dismiss", false}};
+    if (!active) {
+      VMSIEVE_TRY(note_renamed(record, disk.overlay));
+      VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.leaving, disk.overlay); }));
+      arguments["top-node"] = over->name;
+      // Else QEMU may write a name that only it understands ("json:...") into the header above.
+      arguments["backing-file"] = image;
+    }
+    // A file that was closed a moment ago may be locked still (a killed QEMU's, or QEMU's own of a job
+    // before).
+    for (int attempt = 1;; ++attempt) {
+      const auto begun = qmp.execute("block-commit", arguments, kCommandPatience);
+      if (begun.ok()) break;
+      if (begun.error().kind() != ErrorKind::kRefused || attempt == kAttempts) return begun.error();
+      std::this_thread::sleep_for(kBetweenAttempts);
+    }
+    if (active) VMSIEVE_TRY(pivot(record, disk, qmp, job));
+    VMSIEVE_TRY(wait_for_job(qmp, job, progress_));
+    VMSIEVE_ASSIGN(const VmChains after, VmChains::read(qmp, holder.vm.process.working_directory));
+    if (after.top_over(disk.overlay)) return waiting("QEMU still has it in the chain of a disk");
+    return take_leave(record, disk, image, after, *over, qmp);
+  }
+
+  /// QEMU is about to write another backing file's name into what is over the overlay.
+  Result<void> note_renamed(DiskRecord& record, const std::string& overlay) {
+    std::vector<std::string> renamed;
+    for (const std::string& over : all_over(overlay)) {
+      const auto is_as_it_was = [&](const SavedDisk& one) {
+        return same_file(one.image, over) && check_print(one).ok();
+      };
+      for (const DiskRecord& other : records_) {
+        if (std::ranges::any_of(other.disks, is_as_it_was)) add(renamed, over);
+      }
+    }
+    return change(record, [&](DiskRecord& now) {
+      for (const std::string& path : renamed) add(now.renamed, path);
+    });
+  }
+
+  Result<void> take_prints_anew(DiskRecord& record) {
+    for (const std::string& renamed : std::vector<std::string>(record.renamed))
+      VMSIEVE_TRY(take_print_anew(renamed));
+    if (record.renamed.empty()) return {};
+    return change(record, [](DiskRecord& now) { now.renamed.clear(); });
+  }
+
+  /// Of an image of checkpoints that was changed for a good reason.
+  Result<void> take_print_anew(const std::string& image) {
+    for (DiskRecord& other : records_) {
+      const auto is_image = [&](const SavedDisk& one) { return same_file(one.image, image); };
+      if (std::ranges::none_of(other.disks, is_image)) continue;
+      VMSIEVE_ASSIGN(const FilePrint print, print_of(image));
+      VMSIEVE_TRY(change(other, [&](DiskRecord& now) {
+        for (SavedDisk& one : now.disks) {
+          if (is_image(one)) one.print = print;
+        }
+      }));
+    }
+    return {};
+  }
+
+  /// Of somebody who was killed in the midst of it.
+  Result<void> end_old_job(DiskRecord& record, const SavedDisk& disk, QmpClient& qmp,
+                           const std::string& job) {
+    VMSIEVE_ASSIGN(const Json jobs, qmp.execute("query-jobs"));
+    for (const Json& one : jobs) {
+      if (json_string(one, "id") != job) continue;
+      if (json_string(one, "status") != "concluded" && json_string(one, "type") == "commit")
+        VMSIEVE_TRY(pivot(record, disk, qmp, job));
+      (void)wait_for_job(qmp, job, progress_);  // what has come of it is seen by the chain
+    }
+    return {};
+  }
+
+  /// The VM leaves the overlay for the image, as soon as both hold the same.
+  Result<void> pivot(DiskRecord& record, const SavedDisk& disk, QmpClient& qmp, const std::string& job) {
+    for (milliseconds pause{1};; pause = std::min(2 * pause, milliseconds{50})) {
+      VMSIEVE_ASSIGN(const Json jobs, qmp.execute("query-jobs"));
+      const auto it = std::find_if(jobs.begin(), jobs.end(),
+                                   [&](const Json& one) { return json_string(one, "id") == job; });
+      const std::string status = it == jobs.end() ? "" : json_string(*it, "status");
+      if (status == "ready") break;
+      if (status.empty() || status == "concluded" || status == "aborting") return {};
+      if (progress_)
+        progress_({"merging", json_u64(*it, "current-progress").value_or(0),
+                   json_u64(*it, "total-progress").value_or(0)});
+      std::this_thread::sleep_for(pause);
+    }
+    // ---- if QEMU dies between this and the next change, nobody knows which of the two is the disk ----
+    VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.leaving, disk.overlay); }));
+    VMSIEVE_TRY(qmp.execute("job-complete", Json{{"id", job}}, kCommandPatience));
+    return {};
+  }
+
+  /// The overlay is in no disk of the VM whose QEMU has it open.
+  Result<void> take_leave(DiskRecord& record, const SavedDisk& disk, const std::string& image,
+                          const VmChains& chains, const BlockNode& over, QmpClient& qmp) {
+    const bool never_was = !over.has_backing;
+    // A disk without either of them has copied what it needed (flatten_disks()).
+    const bool is_merged = contains(record.leaving, disk.overlay) && chains.top_over(image).has_value();
+    if (is_merged) VMSIEVE_TRY(mark_merged(record, disk));
+    for (const std::string& node : {over.name, chains.file_node(disk.overlay)}) {
+      if (!node.empty()) (void)qmp.execute("blockdev-del", Json{{"node-name", node}}, kCommandPatience);
+    }
+    if (is_merged) return remove_merged(record, disk);
+    if (never_was) {
+      (void)::unlink(disk.overlay.c_str());
+      return {};
+    }
+    if (const auto users = users_of(disk.overlay); !users.empty())
+      return waiting(fmt::format("process {} has it open", users.front()));
+    return merge_offline(record, disk, image);
+  }
+
+  Result<void> mark_merged(DiskRecord& record, const SavedDisk& disk) {
+    return change(record, [&](DiskRecord& now) {
+      add(now.merged, disk.overlay);
+      take_out(now.leaving, disk.overlay);
+    });
+  }
+
+  /// What is in the overlay is in the image under it as well. Checkpoints whose disk it was have the image
+  /// from now on, where nobody has made files over the overlay.
+  Result<void> remove_merged(DiskRecord& record, const SavedDisk& disk) {
+    const std::string& overlay = disk.overlay;
+    VMSIEVE_ASSIGN(const auto image, backing_of(overlay));
+    if (!image) return waiting("it has lost its backing file");
+    VMSIEVE_TRY(take_prints_anew(record));
+    for (DiskRecord& other : records_) {
+      const bool its = std::ranges::any_of(
+          other.disks, [&](const SavedDisk& one) { return same_file(one.image, overlay); });
+      if (!its) continue;
+      VMSIEVE_ASSIGN(const FilePrint print, print_of(*image));
+      VMSIEVE_TRY(change(other, [&](DiskRecord& now) {
+        if (!living_children(now).empty()) return;
+        for (SavedDisk& one : now.disks) {
+          if (!same_file(one.image, overlay)) continue;
+          one.image = *image;
+          one.format = disk.format;
+          one.print = print;
+        }
+      }));
+      if (!living_children(other).empty())
+        return waiting(
+            fmt::format("guests that were restored from checkpoint {} are over it", other.checkpoint));
+    }
+    const auto over = all_over(overlay);
+    if (!over.empty()) return waiting(fmt::format("{} is over it", over.front()));
+    if (const auto users = users_of(overlay); !users.empty())
+      return waiting(fmt::format("process {} has it open", users.front()));
+    if (::unlink(overlay.c_str()) != 0 && errno != ENOENT)
+      return errno_error(errno, fmt::format("cannot remove {}", overlay));
+    sync_folder_of(overlay);
+    return {};
+  }
+
+  /// Nobody has it open. Where the VM went on to another overlay, it goes; the last one stays, empty: it is
+  /// the name by which the VM's disk is known.
+  Result<void> merge_offline(DiskRecord& record, const SavedDisk& disk, const std::string& image) {
+    const bool leaving = contains(record.leaving, disk.overlay);
+    if (leaving && was_passed_over(disk.overlay, image)) {
+      VMSIEVE_TRY(mark_merged(record, disk));
+      return remove_merged(record, disk);
+    }
+    const bool superseded = is_superseded(disk.overlay);
+    if (leaving && !superseded) {
+      return waiting(fmt::format(
+          "the VM ended in the moment in which it left it for {}: look which of them is the newer", image));
+    }
+    if (const auto why = why_needed(image, disk.overlay, -1)) return waiting(*why);
+    const std::vector<std::string> over = superseded ? all_over(disk.overlay) : std::vector<std::string>{};
+    for (const std::string& one : over) {
+      if (const auto users = users_of(one); !users.empty())
+        return waiting(fmt::format("process {} has {} open, which is over it", users.front(), one));
+    }
+    VMSIEVE_TRY(note_renamed(record, disk.overlay));
+    VMSIEVE_TRY(run_qemu_img({"commit", "-q", "-f", "qcow2", disk.overlay}));
+    if (!superseded) return {};
+    for (const std::string& one : over)
+      VMSIEVE_TRY(run_qemu_img({"rebase", "-u", "-f", "qcow2", "-F", disk.format, "-b", image, one}));
+    VMSIEVE_TRY(mark_merged(record, disk));
+    return remove_merged(record, disk);
+  }
+
+  /// The VM has left the overlay for one over it, or for a checkpoint's sake.
+  bool is_superseded(const std::string& overlay) const {
+    for (const auto* records : {&records_, &forsaken_}) {
+      for (const DiskRecord& record : *records) {
+        const auto is_image = [&](const SavedDisk& disk) { return same_file(disk.image, overlay); };
+        if (record.way == DiskWay::kSnapshot && std::ranges::any_of(record.disks, is_image)) return true;
+      }
+    }
+    return false;
+  }
+
+  /// What was made over the overlay is over the image now: it was merged, and nobody came to note it.
+  bool was_passed_over(const std::string& overlay, const std::string& image) const {
+    const std::vector<std::string> over = all_over(image);
+    for (const auto* records : {&records_, &forsaken_}) {
+      for (const DiskRecord& record : *records) {
+        for (const SavedDisk& disk : record.disks) {
+          if (!disk.overlay.empty() && same_file(disk.image, overlay) && contains(over, disk.overlay))
+            return true;
+        }
+      }
+    }
+    return false;
+  }
+
+  // ---- a copy --------------------------------------------------------
+
+  /// One that is still being made, for somebody who was killed.
+  static Result<void> end_copy(const DiskRecord& record, const SavedDisk& disk, u64 number) {
+    const std::string node = overlay_node(record.checkpoint, number);
+    for (const pid_t pid : users_of(disk.image)) {
+      if (!read_qemu_process(pid)) continue;
+      VMSIEVE_ASSIGN(const Holder holder, hold(pid));
+      QmpClient& qmp = *holder.qmp;
+      VMSIEVE_ASSIGN(const Json jobs, qmp.execute("query-jobs"));
+      for (const Json& job : jobs) {
+        if (json_string(job, "id") != node) continue;
+        if (json_string(job, "status") != "concluded") (void)qmp.execute("job-cancel", Json{{"id", node}});
+        (void)wait_for_job(qmp, node);
+      }
+      for (const std::string& name : {node, overlay_file_node(record.checkpoint, number)})
+        (void)qmp.execute("blockdev-del", Json{{"node-name", name}}, kCommandPatience);
+    }
+    return {};
+  }
+
+  // ---- a snapshot in an image ----------------------------------------
+
+  Result<void> remove_snapshot(const SavedDisk& disk) {
+    if (!file_exists(disk.image)) return {};
+    const std::vector<pid_t> users = users_of(disk.image);
+    if (users.empty()) {
+      auto removed = run_qemu_img({"snapshot", "-d", disk.snapshot, disk.image});
+      if (removed || removed.error().message().find("find") != std::string::npos) return {};
+      return removed.error();
+    }
+    VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
+    VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
+    const auto top = chains.top_over(disk.image);
+    if (!top) return waiting(fmt::format("process {} has it open", users[0]));
+    auto removed = holder.qmp->execute(
+        "blockdev-snapshot-delete-internal-sync",
+        Json{{"device", disk.device.empty() ? *top : disk.device}, {"name", disk.snapshot}},
+        kCommandPatience);
+    if (removed.ok() || removed.error().message().find("does not exist") != std::string::npos) return {};
+    return removed.error();
+  }
+
+  Store& store_;
+  const ProgressFunction& progress_;
+  std::vector<DiskRecord> records_;   ///< of checkpoints
+  std::vector<DiskRecord> forsaken_;  ///< of what is none any more
+  std::vector<UntidyDisk> untidy_;
+};
+
+}  // namespace
+
+Result<std::vector<UntidyDisk>> tidy_disks(Store& store, const ProgressFunction& progress) {
+  return Tidy(store, progress).run();
+}
+
+Result<std::vector<Flattened>> flatten_disks(const VmAddress& vm, const ProgressFunction& progress) {
+  if (vm.libvirt)
+    return Error(ErrorKind::kUnsupported, "libvirt runs this VM: use virsh blockpull, which knows its XML");
+  VMSIEVE_ASSIGN(const VmLock lock, VmLock::take(vm.process.pid));
+  VMSIEVE_ASSIGN(const auto qmp, QmpClient::connect(vm.qmp_path));
+  VMSIEVE_ASSIGN(const auto disks, read_writable_disks(*qmp));
+  std::vector<Flattened> flattened;
+  for (const WritableDisk& disk : disks) {
+    const auto path = image_path(disk.file);
+    if (!path || disk.driver != "qcow2") continue;
+    const std::string absolute = path->starts_with('/') ? *path : vm.process.working_directory + "/" + *path;
+    VMSIEVE_ASSIGN(const auto chain, chain_of(absolute));
+    if (chain.size() == 1) continue;
+    const std::string job = "vmsieve-flatten";
+    VMSIEVE_TRY(qmp->execute("block-stream",
+                             Json{{"job-id", job}, {"device", disk.node}, {"auto-dismiss", false}},
+                             kCommandPatience));
+    if (auto done = wait_for_job(*qmp, job, progress); !done)
+      return done.error().with_context(fmt::format("the disk {} ({})", disk.device, absolute));
+    flattened.push_back({disk.device, absolute, chain.size()});
+  }
+  // Our nodes under them, from the lowest: QEMU refuses for those that are in use.
+  VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*qmp, vm.process.working_directory));
+  for (int turn = 0; turn < 2; ++turn) {
+    for (const BlockNode& node : chains.nodes()) {
+      if (node.name.starts_with("vmsieve-"))
+        (void)qmp->execute("blockdev-del", Json{{"node-name", node.name}}, kCommandPatience);
+    }
+  }
+  return flattened;
+}
+
+}  // namespace vmsieve

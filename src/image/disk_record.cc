@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/image/disk_record.h"
+
+#include <algorithm>
+#include <array>
+
+#include "vmsieve/image/framed_text.h"
+#include "vmsieve/image/json_fields.h"
+#include "vmsieve/image/manifest.h"
+
+namespace vmsieve {
+
+namespace {
+
+constexpr TextFrame kDisksFrame{"the record of the disks", "vmsieve-disks", 1};
+constexpr std::array kWays{DiskWay::kSnapshot, DiskWay::kInternal, DiskWay::kCopy};
+
+bool is_path(const std::string& path) {
+  return path.starts_with('/') && path.find('\0') == std::string::npos;
+}
+
+void get_paths(const JsonFields& fields, const char* name, std::vector<std::string>& paths) {
+  fields.get(name, paths);
+  if (!std::ranges::all_of(paths, is_path)) fields.fail(name, "an element is no absolute path");
+}
+
+SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
+  SavedDisk disk;
+  fields.get("device", disk.device);
+  fields.get("qdev", disk.qdev);
+  fields.get("image", disk.image);
+  if (!is_path(disk.image)) fields.fail("image", "it is no absolute path");
+  fields.get("format", disk.format);
+  if (disk.format != "raw" && disk.format != "qcow2") fields.fail("format", "it is neither raw nor qcow2");
+  fields.get("virtual_bytes", disk.virtual_bytes);
+  fields.get("bytes", disk.print.bytes);
+  fields.get("modified_ns", disk.print.modified_ns);
+  fields.get_hex("sample", disk.print.sample);
+  fields.get("overlay", disk.overlay);
+  const bool has_overlay = way == DiskWay::kSnapshot || !disk.overlay.empty();
+  if (has_overlay && !is_path(disk.overlay)) fields.fail("overlay", "it is no absolute path");
+  fields.get("snapshot", disk.snapshot);
+  if (way == DiskWay::kInternal && disk.snapshot.empty()) fields.fail("snapshot", "it is empty");
+  get_paths(fields, "chain", disk.chain);
+  return disk;
+}
+
+}  // namespace
+
+std::string_view to_string(DiskWay way) {
+  switch (way) {
+    case DiskWay::kSnapshot: return "snapshot";
+    case DiskWay::kInternal: return "internal";
+    case DiskWay::kCopy: return "copy";
+  }
+  return "unknown";
+}
+
+std::string disk_object(u64 number) { return fmt::format("disk-{}", number); }
+
+std::string encode_disks(const DiskRecord& record) {
+  nlohmann::ordered_json json;
+  json["checkpoint"] = json_text(record.checkpoint);
+  json["way"] = to_string(record.way);
+  json["disks"] = nlohmann::ordered_json::array();
+  for (const SavedDisk& disk : record.disks) {
+    json["disks"].push_back({{"device", json_text(disk.device)},
+                             {"qdev", json_text(disk.qdev)},
+                             {"image", json_text(disk.image)},
+                             {"format", json_text(disk.format)},
+                             {"virtual_bytes", disk.virtual_bytes},
+                             {"bytes", disk.print.bytes},
+                             {"modified_ns", disk.print.modified_ns},
+                             {"sample", fmt::format("{:016x}", disk.print.sample)},
+                             {"overlay", json_text(disk.overlay)},
+                             {"snapshot", json_text(disk.snapshot)},
+                             {"chain", json_texts(disk.chain)}});
+  }
+  json["children"] = json_texts(record.children);
+  json["merged"] = json_texts(record.merged);
+  json["renamed"] = json_texts(record.renamed);
+  json["leaving"] = json_texts(record.leaving);
+  return frame_text(kDisksFrame, json.dump(1) + "\n");
+}
+
+Result<DiskRecord> decode_disks(std::string_view text) {
+  if (text.size() > DiskRecord::kMaxBytes)
+    return make_error(ErrorKind::kDamaged, "the record of the disks has {} bytes, more than the {} allowed",
+                      text.size(), DiskRecord::kMaxBytes);
+  VMSIEVE_ASSIGN(const nlohmann::json json, parse_framed_json(kDisksFrame, text));
+  std::optional<Error> error;
+  const JsonFields top{json, "", error};
+  DiskRecord record;
+  top.get("checkpoint", record.checkpoint);
+  if (!is_checkpoint_id(record.checkpoint)) top.fail("checkpoint", "it is no checkpoint id");
+  std::string way;
+  top.get("way", way);
+  const auto* known = std::ranges::find(kWays, way, [](DiskWay w) { return to_string(w); });
+  if (known == kWays.end()) {
+    top.fail("way", "it is unknown");
+  } else {
+    record.way = *known;
+  }
+  top.list("disks", [&](const JsonFields& fields) { record.disks.push_back(read_disk(fields, record.way)); });
+  get_paths(top, "children", record.children);
+  get_paths(top, "merged", record.merged);
+  get_paths(top, "renamed", record.renamed);
+  get_paths(top, "leaving", record.leaving);
+  if (error) return error->with_context("the record of the disks");
+  return record;
+}
+
+}  // namespace vmsieve

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/restore/restored_disks.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "vmsieve/disks/image_file.h"
+#include "vmsieve/disks/tidy.h"
+
+namespace vmsieve {
+
+namespace {
+
+Result<DiskRecord> read_record(const Store& store, const std::string& id) {
+  const auto text = store.read_disks(id);
+  if (!text) {
+    if (text.error().kind() != ErrorKind::kNotFound) return text.error();
+    return make_error(ErrorKind::kDamaged, "checkpoint {} holds disks, but no record of where they are", id);
+  }
+  VMSIEVE_ASSIGN(DiskRecord record, decode_disks(*text));
+  if (record.checkpoint != id)
+    return make_error(ErrorKind::kDamaged, "the record of the disks of checkpoint {} is that of {}", id,
+                      record.checkpoint);
+  return record;
+}
+
+Result<void> check_image(const DiskRecord& record, const SavedDisk& disk) {
+  if (record.way == DiskWay::kCopy) return {};  // the store sees to it
+  if (!file_exists(disk.image))
+    return make_error(ErrorKind::kNotFound, "the disk image {} is not there: put it there", disk.image);
+  if (record.way == DiskWay::kInternal) return {};  // the VM may go on with it
+  VMSIEVE_ASSIGN(const bool held, is_held_for_writing(disk.image));
+  if (held) {
+    const auto users = users_of(disk.image);
+    return make_error(ErrorKind::kBusy, "the disk image {} is in use: {} may write to it", disk.image,
+                      users.empty() ? "a process" : fmt::format("process {}", users.front()));
+  }
+  return check_print(disk);
+}
+
+Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const std::string& overlay) {
+  if (record.way == DiskWay::kInternal) {
+    // What a snapshot holds can only be copied out; its blocks do not change while it is there.
+    VMSIEVE_TRY(run_qemu_img({"convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-l",
+                              "snapshot.name=" + disk.snapshot, disk.image, overlay}));
+  } else {
+    VMSIEVE_TRY(run_qemu_img({"create", "-q", "-f", "qcow2", "-F",
+                              record.way == DiskWay::kCopy ? "qcow2" : disk.format, "-b", disk.image, overlay,
+                              std::to_string(disk.virtual_bytes)}));
+  }
+  sync_folder_of(overlay);
+  return {};
+}
+
+/// The images from which overlays were made are still the checkpoint's: it was not removed meanwhile, and
+/// nothing was merged.
+Result<bool> is_still(const Store& store, const std::string& id,
+                      const std::vector<RestoredDisks::Disk>& disks) {
+  VMSIEVE_TRY(store.manifest(id));
+  VMSIEVE_ASSIGN(const DiskRecord now, read_record(store, id));
+  if (now.way == DiskWay::kCopy) return true;
+  return std::equal(
+      now.disks.begin(), now.disks.end(), disks.begin(), disks.end(),
+      [](const SavedDisk& a, const RestoredDisks::Disk& b) { return a.image == b.saved.image; });
+}
+
+}  // namespace
+
+Result<RestoredDisks> RestoredDisks::make(Store& store, const Manifest& manifest,
+                                          const RestoredDiskOptions& options, const std::string& number) {
+  constexpr int kAttempts = 3;
+  for (int attempt = 1;; ++attempt) {
+    RestoredDisks restored;
+    restored.temporary_ = options.temporary;
+    if (manifest.disks.empty()) return restored;
+    const auto made = restored.make_all(store, manifest.id, options, number);
+    // Images that are merged while others are made over them may vanish under those.
+    VMSIEVE_ASSIGN(const bool still, is_still(store, manifest.id, restored.disks_));
+    if (still || attempt == kAttempts) {
+      VMSIEVE_TRY(made);
+      return restored;
+    }
+  }
+}
+
+Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const RestoredDiskOptions& options,
+                                     const std::string& number) {
+  VMSIEVE_ASSIGN(DiskRecord record, read_record(store, id));
+  for (const SavedDisk& disk : record.disks) VMSIEVE_TRY(check_image(record, disk));
+  VMSIEVE_ASSIGN(const std::string unique, new_checkpoint_id());
+  const std::string mark = number.empty() ? unique.substr(0, 8) : unique.substr(0, 8) + "." + number;
+  const auto plan = [&](DiskRecord& now) -> Result<void> {
+    std::erase_if(now.children, [](const std::string& child) { return !file_exists(child); });
+    disks_.clear();
+    for (u64 i = 0; i < now.disks.size(); ++i) {
+      SavedDisk disk = now.disks[i];
+      std::string beside = disk.image;
+      if (now.way == DiskWay::kCopy) {
+        // Not into the store, which is for checkpoints alone.
+        VMSIEVE_ASSIGN(disk.image, store.object_path(id, disk_object(i)));
+      }
+      const std::string overlay =
+          overlay_path(beside, options.folder, id, i == 0 ? mark : fmt::format("{}.{}", mark, i));
+      now.children.push_back(overlay);
+      disks_.push_back({std::move(disk), overlay});
+    }
+    return {};
+  };
+  if (options.temporary) {
+    VMSIEVE_TRY(plan(record));
+  } else {
+    // Noted before they are made: where others look for what is over an image.
+    const auto noted = store.change_disks(id, [&](const std::string& text) -> Result<std::string> {
+      VMSIEVE_ASSIGN(record, decode_disks(text));
+      VMSIEVE_TRY(plan(record));
+      return encode_disks(record);
+    });
+    if (!noted) return noted.error();
+  }
+  for (const Disk& disk : disks_) VMSIEVE_TRY(make_overlay(record, disk.saved, disk.overlay));
+  return {};
+}
+
+RestoredDisks::RestoredDisks(RestoredDisks&& other) noexcept
+    : disks_(std::exchange(other.disks_, {})), temporary_(other.temporary_), kept_(other.kept_) {}
+
+RestoredDisks::~RestoredDisks() {
+  if (kept_) return;
+  for (const Disk& disk : disks_) (void)::unlink(disk.overlay.c_str());
+}
+
+void RestoredDisks::keep() { kept_ = !temporary_; }
+
+Result<void> RestoredDisks::put_into(QemuCommandLine& line, const std::string& working_directory) const {
+  for (const Disk& disk : disks_) {
+    if (line.replace_image(disk.saved.chain, disk.overlay, working_directory)) continue;
+    return make_error(ErrorKind::kIncompatible,
+                      "the recorded QEMU command line does not name the image of the disk {} ({}): make the "
+                      "disk by hand from {}, and use --disks-as-they-are with --set",
+                      disk.saved.device.empty() ? disk.saved.qdev : disk.saved.device,
+                      disk.saved.chain.empty() ? disk.saved.image : disk.saved.chain.front(),
+                      disk.saved.image);
+  }
+  return {};
+}
+
+}  // namespace vmsieve

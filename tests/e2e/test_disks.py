@@ -1,0 +1,585 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints with their disks: memory and disks of one instant, and images that nobody damages."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import BINARY, LONG, is_running, monitor, need_kernel, random_moments
+from tests.lab import Guest, Qmp, Serial, end_process, process_exists, wait_until
+from tests.lab.disks import Ledger, chain, check_file_system, check_image, guest_with, image
+
+
+def images_of(saved):
+    return [pathlib.Path(disk["image"]) for disk in saved["disks"]["disks"]]
+
+
+def overlays_of(saved):
+    return [pathlib.Path(disk["overlay"]) for disk in saved["disks"]["disks"]]
+
+
+def database_in(file_system, folder):
+    """SQLite's own check of the ledger's database, out of a file system; its number of rows."""
+    for name in ("rows.db", "rows.db-journal"):
+        out = folder / f"{file_system.name}.{name}"
+        subprocess.run(["debugfs", "-R", f"dump /{name} {out}", str(file_system)], check=True, capture_output=True)
+        (folder / name).unlink(missing_ok=True)
+        if out.exists():
+            out.rename(folder / name)
+    with sqlite3.connect(folder / "rows.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        return database.execute("SELECT count(*) FROM t").fetchone()[0]
+
+
+def runs_clean(vmsieve, tmp_path, checkpoint, name, *options, rounds=3):
+    """A copy of the guest finds on its disks what it remembers, and nothing else; the restore's report."""
+    serial = tmp_path / f"{name}.serial"
+    restored = vmsieve.restore(checkpoint, serial, "--disk-temporary", *options)
+    Ledger(Serial(serial)).wait_rounds(rounds)
+    vmsieve.kill_restored()
+    return restored
+
+
+def files_in(folder):
+    return {path.name for path in folder.iterdir() if path.suffix in (".qcow2", ".raw")}
+
+
+def backing_files_of(pid, folder):
+    """Images in `folder` that a process has open."""
+    found = set()
+    for descriptor in pathlib.Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            path = pathlib.Path(os.readlink(descriptor))
+        except FileNotFoundError:
+            continue
+        if path.parent == folder and path.suffix in (".qcow2", ".raw"):
+            found.add(path.name)
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where the images are."""
+    path = tmp_path / "images"
+    path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize("names, kernel", [
+    (["a.qcow2", "b.raw", "c.qcow2"], "6.1"),
+    pytest.param(["a.raw"], "newest", marks=pytest.mark.matrix),
+    pytest.param(["a.qcow2"], "6.12", marks=pytest.mark.matrix),
+])
+def test_memory_and_disks_are_of_one_instant(vmsieve, tmp_path, folder, request, names, kernel):
+    """Live checkpoints at random moments, while the original goes on; all of them judged afterwards."""
+    need_kernel(request, kernel)
+    moments = random_moments()
+    paths = [image(folder / name, form=name.split(".")[1]) for name in names]
+    with guest_with(paths, kernel=kernel, folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        saves = []
+        for _ in range(50 if LONG else 5):
+            time.sleep(moments.uniform(0.05, 0.6))
+            saved = vmsieve.save(guest.qmp_path, *(["--incremental"] if len(saves) % 2 else []))
+            assert saved["mode"] == "live" and saved["warnings"] == []
+            saves.append(saved)
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        for number, saved in enumerate(saves):
+            before = [path.read_bytes() for path in images_of(saved)] if number == 0 else None
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], f"copy{number}")
+            if before:  # the frozen images were only read
+                assert before == [path.read_bytes() for path in images_of(saved)]
+            for path in images_of(saved):
+                if path.suffix == ".qcow2":
+                    check_image(path)
+                copy = check_file_system(path, tmp_path)
+                if path == images_of(saved)[0]:
+                    assert database_in(copy, tmp_path) >= 2
+                copy.unlink()
+        ledger.wait_rounds(2, alive=guest.check_alive)
+
+
+@pytest.mark.parametrize("model, way, cache, names, kernel", [
+    ("ide", "blockdev", "none", ["a.qcow2"], "6.1"),
+    ("virtio-scsi", "nested", "writeback", ["a.qcow2", "b.raw"], "6.1"),
+    ("virtio-blk", "bare", "writeback", ["a.raw"], "6.1"),
+    pytest.param("virtio-scsi", "drive", "none", ["a.raw"], "6.12-generic", marks=pytest.mark.matrix),
+    pytest.param("ide", "drive", "writeback", ["a.qcow2"], "newest", marks=pytest.mark.matrix),
+    pytest.param("ide", "nested", "none", ["a.raw"], "6.12-generic", marks=pytest.mark.matrix),
+    pytest.param("virtio-blk", "blockdev", "none", ["a.raw", "b.qcow2"], "newest", marks=pytest.mark.matrix),
+])
+@pytest.mark.parametrize("qemu", ["7.2", pytest.param("10.0", marks=pytest.mark.matrix),
+                                  pytest.param("newest", marks=pytest.mark.matrix),
+                                  pytest.param("5.2", marks=pytest.mark.matrix)])
+def test_models_and_spellings(vmsieve, tmp_path, folder, request, model, way, cache, names, kernel, qemu):
+    need_kernel(request, kernel)
+    paths = [image(folder / name, form=name.split(".")[1]) for name in names]
+    machine = "pc" if model == "ide" and kernel == "6.1" else "q35"  # 6.1's cloud flavour knows no AHCI
+    with guest_with(paths, model=model, way=way, cache=cache, kernel=kernel, qemu=qemu, machine=machine,
+                    folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        first = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        second = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        for number, saved in enumerate((second, first)):
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], f"copy{number}")
+        # A restored guest is a guest like any other.
+        serial = tmp_path / "third"
+        restored = vmsieve.restore(second["checkpoint"], serial)
+        Ledger(Serial(serial)).wait_rounds(1)
+        third = vmsieve.save(restored["qmp"])
+        Ledger(Serial(serial)).wait_rounds(1)
+        vmsieve.kill_restored()
+        runs_clean(vmsieve, tmp_path, third["checkpoint"], "fourth")
+        # All removed: the original is on the images that it was started with.
+        for path in restored["disks"]:
+            os.unlink(path)
+        for path in overlays_of(third):
+            path.unlink()
+        report = vmsieve.json("rm", *(saved["checkpoint"] for saved in (first, second, third)))
+        assert report["untidy_disks"] == []
+        assert files_in(folder) == set(names)
+        ledger.wait_rounds(2, alive=guest.check_alive)
+
+
+def test_what_no_checkpoint_needs_is_merged(vmsieve, tmp_path, folder):
+    """In any order, while the guest writes; what is left can be restored at any time."""
+    paths = [image(folder / "a.qcow2"), image(folder / "b.raw", form="raw")]
+    with guest_with(paths, folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = []
+        for _ in range(5):
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        assert len(chain(overlays_of(saves[-1])[0])) == 6
+        left = dict(enumerate(saves))
+        for number in (1, 2, 4, 0, 3):  # in the middle twice, the newest, the oldest, the last
+            report = vmsieve.json("rm", left.pop(number)["checkpoint"])
+            assert report["untidy_disks"] == []
+            assert len(backing_files_of(guest.pid, folder)) == 2 * (len(left) + 1)
+            assert len(files_in(folder)) == 2 * (len(left) + 1)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            for name in files_in(folder):
+                if name.endswith(".qcow2"):
+                    check_image(folder / name) if name not in backing_files_of(guest.pid, folder) else None
+            for other, saved in left.items():
+                runs_clean(vmsieve, tmp_path, saved["checkpoint"], f"copy{number}{other}", rounds=2)
+        assert files_in(folder) == {"a.qcow2", "b.raw"}
+        monitor(guest, "quit")
+        wait_until(lambda: not process_exists(guest.pid), 20, "its end")
+    check_image(folder / "a.qcow2")
+    for path in paths:
+        check_file_system(path, tmp_path)
+
+
+def test_images_of_a_stopped_vm_are_merged_by_qemu_img(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = []
+        for _ in range(3):
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        rows = ledger.rounds()[-1][2]
+        guest.kill()
+        assert vmsieve.json("rm", saves[1]["checkpoint"])["untidy_disks"] == []
+        assert not overlays_of(saves[1])[0].exists()
+        for saved in (saves[0], saves[2]):
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], saved["checkpoint"])
+        assert vmsieve.json("rm", saves[0]["checkpoint"], saves[2]["checkpoint"])["untidy_disks"] == []
+    # The file that the VM wrote to last is still there, and both of them are the disk.
+    last = overlays_of(saves[2])[0]
+    assert files_in(folder) == {"a.qcow2", last.name}
+    for disk in (last, path):
+        check_image(disk)
+        assert database_in(check_file_system(disk, tmp_path), tmp_path) >= rows
+
+
+def test_nothing_is_merged_that_somebody_needs(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path)
+        serial = tmp_path / "second"
+        restored = vmsieve.restore(saved["checkpoint"], serial, "--disk-temporary")
+        by_hand = folder / "mine.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(path), str(by_hand)], check=True)
+        report = vmsieve.json("rm", saved["checkpoint"])
+        assert "mine.qcow2" in report["untidy_disks"][0]["reason"]
+        by_hand.unlink()
+        report = vmsieve.json("disk", "tidy")
+        assert str(restored["pid"]) in report["untidy_disks"][0]["reason"]
+        Ledger(Serial(serial)).wait_rounds(3)
+        vmsieve.kill_restored()
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        # The next save does it by itself.
+        again = vmsieve.save(guest.qmp_path)
+        assert images_of(again) == [path]
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        runs_clean(vmsieve, tmp_path, again["checkpoint"], "third")
+
+
+def test_an_image_that_is_not_as_it_was_is_refused_by_name(vmsieve, tmp_path, folder):
+    path = image(folder / "a.raw", form="raw")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
+        guest.kill()
+    status = path.stat()
+
+    def refused():
+        failed = vmsieve.fails("restore", checkpoint)
+        assert str(path) in failed.stderr
+        assert len(list(folder.iterdir())) == 2, "an overlay was left"
+        return failed
+
+    def as_it_was():
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    os.utime(path)
+    assert "the time of its last change" in refused().stderr
+    with open(path, "r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+        file.flush()
+        as_it_was()
+        assert "its content" in refused().stderr
+        file.seek(0)
+        file.write(byte)
+    with open(path, "ab") as file:
+        file.write(b"x")
+    assert "its size" in refused().stderr
+    os.truncate(path, status.st_size)
+    as_it_was()
+    path.rename(folder / "away")
+    assert refused().code == 3
+    (folder / "away").rename(path)
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=["-drive", f"file={path},format=raw,if=virtio"]) as other:
+        failed = refused()
+        assert failed.code == 10 and str(other.pid) in failed.stderr
+    as_it_was()
+    runs_clean(vmsieve, tmp_path, checkpoint, "copy")
+    assert vmsieve.json("show", checkpoint)["disks"]["disks"][0]["chain"] == [str(path)]
+
+
+def test_snapshots_inside_the_images(vmsieve, tmp_path, folder):
+    paths = [image(folder / "a.qcow2"), image(folder / "b.qcow2")]
+    with guest_with(paths, way="blockdev", folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = []
+        for _ in range(2):
+            saves.append(vmsieve.save(guest.qmp_path, "--disk", "internal"))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        for number, saved in enumerate(saves):
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], f"copy{number}")
+        assert vmsieve.json("rm", saves[0]["checkpoint"])["untidy_disks"] == []  # while it runs
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        guest.kill()
+    runs_clean(vmsieve, tmp_path, saves[1]["checkpoint"], "copy")
+    assert vmsieve.json("rm", saves[1]["checkpoint"])["untidy_disks"] == []
+    for path in paths:
+        check_image(path)
+        assert "snapshots" not in json.loads(subprocess.run(
+            ["qemu-img", "info", "--output=json", str(path)], capture_output=True, text=True, check=True).stdout)
+
+
+def test_copies_in_the_store_need_no_image(vmsieve, tmp_path, folder):
+    paths = [image(folder / "a.qcow2"), image(folder / "b.raw", form="raw")]
+    with guest_with(paths, folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path, "--disk", "copy")
+        assert saved["warnings"] == []
+        assert [disk["object"] for disk in saved["disks"]["disks"]] == ["disk-0", "disk-1"]
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        assert files_in(folder) == {"a.qcow2", "b.raw"}
+        assert not [node for node in monitor(guest, "query-named-block-nodes", flat=True)
+                    if node["node-name"].startswith("vmsieve")]
+        guest.kill()
+    vmsieve.run("verify", saved["checkpoint"])
+    for path in paths:
+        path.unlink()
+    for number in range(2):
+        runs_clean(vmsieve, tmp_path, saved["checkpoint"], f"copy{number}")
+    with open(vmsieve.store / "checkpoints" / saved["checkpoint"] / "disk-1", "r+b") as file:
+        file.seek(100_000)
+        file.write(b"damage")
+    assert "disk-1" in vmsieve.fails("verify", saved["checkpoint"]).stderr
+    vmsieve.run("rm", saved["checkpoint"])
+    assert not list((vmsieve.store / "checkpoints").iterdir())
+
+
+def test_clones_have_disks_of_their_own(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
+        guest.kill()
+    report = vmsieve.json("restore", checkpoint, "--clone", 3, "--set", f"serial=file:{tmp_path}/clone{{n}}",
+                          "--qmp", f"{tmp_path}/qmp{{n}}")
+    vmsieve.pids += [clone["pid"] for clone in report["clones"]]
+    disks = [clone["disks"][0] for clone in report["clones"]]
+    assert len(set(disks)) == 3
+    for number in (1, 2, 3):
+        Ledger(Serial(tmp_path / f"clone{number}")).wait_rounds(3)
+    vmsieve.kill_restored()
+    for disk in disks:
+        check_image(disk)
+        check_file_system(pathlib.Path(disk), tmp_path).unlink()
+    # What a temporary restore writes is gone with it.
+    restored = runs_clean(vmsieve, tmp_path, checkpoint, "temporary")
+    assert not os.path.exists(restored["disks"][0])
+
+
+def test_a_machine_that_qemu_cannot_save_keeps_its_disks(vmsieve, tmp_path, folder):
+    """QEMU migrates no NVMe controller (hw/nvme/ctrl.c, nvme_vmstate: unmigratable)."""
+    path = image(folder / "a.qcow2")
+    with guest_with([path], model="nvme", folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        failed = vmsieve.fails("save", guest.qmp_path)
+        assert failed.code == 8 and "nvme" in failed.stderr
+        ledger.wait_rounds(1, alive=guest.check_alive)
+    assert files_in(folder) == {"a.qcow2"}
+
+
+def test_disks_that_have_no_point_in_time(vmsieve, tmp_path, folder):
+    raw, fixed = image(folder / "a.raw", form="raw", file_system=False), image(folder / "b.raw", form="raw")
+    throttled = ["-object", "throttle-group,id=slow,x-iops-total=1000", "-blockdev",
+                 f"driver=throttle,throttle-group=slow,node-name=t,file.driver=raw,file.file.driver=file,file.file.filename={raw}",
+                 "-device", "virtio-blk-pci,drive=t",
+                 "-drive", f"if=virtio,readonly=on,format=raw,file={fixed}"]
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=throttled) as guest:
+        failed = vmsieve.fails("save", guest.qmp_path)
+        assert failed.code == 7
+        assert str(raw) in failed.stderr and "throttle" in failed.stderr and "--disk none" in failed.stderr
+        assert is_running(guest)
+        saved = vmsieve.save(guest.qmp_path, "--disk", "none")
+        assert len(saved["warnings"]) == 1 and "not part of this checkpoint" in saved["warnings"][0]
+        assert "disks" not in saved
+    assert files_in(folder) == {"a.raw", "b.raw"}
+    assert [entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]] == [saved["checkpoint"]]
+
+
+def test_read_only_disks_are_left_alone(vmsieve, tmp_path, folder):
+    path, fixed = image(folder / "a.qcow2"), image(folder / "fixed.raw", form="raw")
+    extra = ["-drive", f"if=none,id=fixed,readonly=on,format=raw,file={fixed}", "-device", "virtio-blk-pci,drive=fixed"]
+    with guest_with([path], extra=extra, folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path)
+        assert images_of(saved) == [path]
+        runs_clean(vmsieve, tmp_path, saved["checkpoint"], "copy")
+    assert files_in(folder) == {"a.qcow2", "fixed.raw", overlays_of(saved)[0].name}
+
+
+def test_a_folder_of_ones_choice(vmsieve, tmp_path, folder):
+    path, elsewhere = image(folder / "a.qcow2"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path, "--disk-folder", elsewhere)
+        serial = tmp_path / "second"
+        restored = vmsieve.restore(saved["checkpoint"], serial, "--disk-folder", elsewhere)
+        Ledger(Serial(serial)).wait_rounds(1)
+        assert files_in(folder) == {"a.qcow2"} and len(files_in(elsewhere)) == 2
+        assert vmsieve.json("show", saved["checkpoint"])["disks"]["children"] == restored["disks"]
+        # Out of sight of the image, and known all the same.
+        vmsieve.kill_restored()
+        report = vmsieve.json("rm", saved["checkpoint"])
+        assert restored["disks"][0] in report["untidy_disks"][0]["reason"]
+        os.unlink(restored["disks"][0])
+        assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+        assert files_in(elsewhere) == set()
+        ledger.wait_rounds(1, alive=guest.check_alive)
+
+
+def test_flatten_makes_a_vm_independent(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = [vmsieve.save(guest.qmp_path), vmsieve.save(guest.qmp_path)]
+        flat = vmsieve.json("disk", "flatten", guest.qmp_path)["disks"]
+        last = overlays_of(saves[1])[0]
+        assert [(disk["file"], disk["images_before"]) for disk in flat] == [(str(last), 3)]
+        assert chain(last) == [str(last)]
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        for saved in saves:
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], saved["checkpoint"])
+        assert vmsieve.json("rm", *(saved["checkpoint"] for saved in saves))["untidy_disks"] == []
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        assert last.name in files_in(folder)
+        guest.kill()
+    check_image(last)
+    check_file_system(last, tmp_path)
+
+
+def test_a_watch_keeps_chains_short(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        watch = subprocess.Popen([str(BINARY), "watch", str(guest.qmp_path), "--every", "1s", "--keep", "3"],
+                                 env=vmsieve.env, stdout=subprocess.DEVNULL)
+        try:
+            ledger.wait_rounds(25, alive=guest.check_alive)
+            wait_until(lambda: len(vmsieve.json("log")["checkpoints"]) >= 3, 30, "three checkpoints")
+        finally:
+            watch.send_signal(signal.SIGTERM)
+            assert watch.wait(60) == 0
+        vmsieve.json("disk", "tidy")
+        assert len(backing_files_of(guest.pid, folder)) <= 4
+        assert len(files_in(folder)) <= 4
+        for entry in vmsieve.json("log")["checkpoints"]:
+            runs_clean(vmsieve, tmp_path, entry["checkpoint"], entry["checkpoint"])
+        ledger.wait_rounds(1, alive=guest.check_alive)
+
+
+# ---- death -----------------------------------------------------------------
+
+def killed_after(vmsieve, seconds, *arguments):
+    """The command, killed (SIGKILL) with all that it has started; True when it was not done before."""
+    process = subprocess.Popen([str(BINARY), *map(str, arguments)], env=vmsieve.env, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    time.sleep(seconds)
+    was_running = process.poll() is None
+    process.kill()
+    process.wait()
+    return was_running
+
+
+def is_tidy(vmsieve, guest):
+    """Nothing is left of what was not finished."""
+    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    for node in monitor(guest, "query-named-block-nodes", flat=True):
+        if node["node-name"].startswith("vmsieve-"):
+            assert node["node-name"].split("-")[1] in {
+                entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]}, node["node-name"]
+
+
+@pytest.mark.parametrize("way", ["snapshot", "copy", "internal"])
+def test_a_save_that_is_killed_leaves_the_disks_whole(vmsieve, tmp_path, folder, way):
+    moments = random_moments()
+    paths = [image(folder / "a.qcow2"), image(folder / "b.qcow2")]
+    with guest_with(paths, folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        kept = vmsieve.save(guest.qmp_path, "--disk", way)["checkpoint"]
+        for _ in range(40 if LONG else 6):
+            killed_after(vmsieve, moments.uniform(0.02, 0.45), "save", guest.qmp_path, "--disk", way)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            assert is_running(guest)
+        # One may have been done before it was killed.
+        done = [entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]]
+        is_tidy(vmsieve, guest)
+        for checkpoint in (kept, done[-1]):
+            runs_clean(vmsieve, tmp_path, checkpoint, checkpoint)
+        assert vmsieve.json("rm", *done)["untidy_disks"] == []
+        assert {"a.qcow2", "b.qcow2"} == files_in(folder)
+        ledger.wait_rounds(2, alive=guest.check_alive)
+        guest.kill()
+    for path in paths:
+        check_image(path)
+        check_file_system(path, tmp_path).unlink()
+
+
+def test_a_merge_that_is_killed_goes_on_next_time(vmsieve, tmp_path, folder):
+    moments = random_moments()
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        for turn in range(20 if LONG else 4):
+            saves = []
+            for _ in range(3):
+                saves.append(vmsieve.save(guest.qmp_path)["checkpoint"])
+                ledger.wait_rounds(1, alive=guest.check_alive)
+            victim = saves.pop(moments.randrange(3))
+            for _ in range(3):
+                killed_after(vmsieve, moments.uniform(0.01, 0.12), "disk" if vmsieve.json("log")["checkpoints"] == []
+                             else "rm", victim)
+            if victim in {entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]}:
+                vmsieve.run("rm", victim)
+            is_tidy(vmsieve, guest)
+            for checkpoint in saves:
+                runs_clean(vmsieve, tmp_path, checkpoint, f"{turn}{checkpoint}", rounds=2)
+            assert vmsieve.json("rm", *saves)["untidy_disks"] == []
+            assert files_in(folder) == {"a.qcow2"}
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        guest.kill()
+    check_image(path)
+    check_file_system(path, tmp_path)
+
+
+def test_a_restore_that_is_killed_leaves_the_images_as_they_are(vmsieve, tmp_path, folder):
+    moments = random_moments()
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        checkpoint = vmsieve.save(guest.qmp_path)["checkpoint"]
+        guest.kill()
+    before = path.read_bytes()
+    for turn in range(30 if LONG else 6):
+        killed_after(vmsieve, moments.uniform(0.01, 0.25), "restore", checkpoint, "--foreground", "--set",
+                     f"serial=file:{tmp_path}/killed{turn}")
+    assert path.read_bytes() == before
+    wait_until(lambda: not [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                            if names_image(pid, folder)], 30, "the end of the QEMUs")
+    runs_clean(vmsieve, tmp_path, checkpoint, "copy")
+    for name in files_in(folder) - {"a.qcow2"}:
+        if name.count(".") > 2:  # of the restored ones, not the VM's own
+            (folder / name).unlink()
+    assert vmsieve.json("rm", checkpoint)["untidy_disks"] == []
+    check_image(path)
+
+
+def names_image(pid, folder):
+    try:
+        return str(folder).encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes() and \
+            "qemu-system" in os.readlink(f"/proc/{pid}/exe")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_qemu_that_is_killed_in_a_merge_loses_nothing(vmsieve, tmp_path, folder):
+    moments = random_moments()
+    for turn in range(20 if LONG else 4):
+        path = image(folder / f"a{turn}.qcow2")
+        with guest_with([path], folder=tmp_path / f"guest{turn}") as guest:
+            ledger = Ledger(guest.serial)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            saves = [vmsieve.save(guest.qmp_path)]
+            ledger.wait_rounds(2, alive=guest.check_alive)
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(2, alive=guest.check_alive)
+            removing = subprocess.Popen([str(BINARY), "rm", saves[0]["checkpoint"]], env=vmsieve.env,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            time.sleep(moments.uniform(0.02, 0.1))
+            guest.kill()
+            removing.wait(60)
+            rows = ledger.rounds()[-1][2]
+        vmsieve.json("disk", "tidy")
+        runs_clean(vmsieve, tmp_path, saves[1]["checkpoint"], f"copy{turn}")
+        last = overlays_of(saves[1])[0]
+        for disk in chain(last):
+            check_image(disk, leaks=True)
+        assert database_in(check_file_system(last, tmp_path), tmp_path) >= rows - 1
+        assert vmsieve.json("rm", saves[1]["checkpoint"])["untidy_disks"] == []
+        assert database_in(check_file_system(path, tmp_path), tmp_path) >= rows - 1
+        shutil.rmtree(tmp_path / f"guest{turn}")
