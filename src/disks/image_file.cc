@@ -8,7 +8,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <cstring>
 #include <filesystem>
 
 #include "vmsieve/base/endian.h"
@@ -28,17 +30,24 @@ constexpr u64 kSampleBytes = 4096;
 constexpr u64 kSamples = 62;
 constexpr std::size_t kLongestChain = 1000;
 constexpr std::string_view kMark = ".vmsieve-";
+constexpr std::string_view kMagic = "QFI\xfb";  // of qcow2
+constexpr std::size_t kFixedBytes = 72;         // of its header, of version 2
 
+/// The first bytes of a qcow2 image; of other files fewer.
 Result<std::string> read_head(const std::string& path) {
   VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
-  std::string head(kQcow2HeadBytes, '\0');
-  ssize_t n = 0;
-  do {
-    n = ::pread(fd.get(), head.data(), head.size(), 0);
-  } while (n < 0 && errno == EINTR);
-  if (n < 0) return errno_error(errno, fmt::format("cannot read {}", path));
-  head.erase(static_cast<std::size_t>(n));
-  return head;
+  std::string head(kFixedBytes, '\0');
+  for (std::size_t done = 0;;) {
+    const ssize_t n = ::pread(fd.get(), head.data() + done, head.size() - done, static_cast<off_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(errno, fmt::format("cannot read {}", path));
+    done += static_cast<std::size_t>(n);
+    if (n == 0 || (done == kFixedBytes && !head.starts_with(kMagic)) || done == kQcow2HeadBytes) {
+      head.erase(done);
+      return head;
+    }
+    if (done == head.size()) head.resize(kQcow2HeadBytes);
+  }
 }
 
 std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
@@ -90,8 +99,6 @@ Result<void> check_print(const SavedDisk& disk) {
 }
 
 Result<std::optional<std::string>> backing_in_header(std::string_view head) {
-  constexpr std::string_view kMagic = "QFI\xfb";
-  constexpr std::size_t kFixedBytes = 72;
   constexpr u32 kLongestName = 1023;
   std::optional<std::string> none;
   if (!head.starts_with(kMagic)) return none;
@@ -118,6 +125,33 @@ Result<std::optional<std::string>> backing_of(const std::string& path) {
   if (!file) return make_error(ErrorKind::kUnsupported, "{} is backed by {}, which is no file", path, **name);
   if (file->starts_with('/')) return std::optional<std::string>(*file);
   return std::optional<std::string>(folder_of(path) + "/" + *file);
+}
+
+std::optional<std::string> backing_format_in_header(std::string_view head) {
+  constexpr u32 kBackingFormat = 0xe2792aca;
+  constexpr std::size_t kLongestName = 64;
+  if (!head.starts_with(kMagic) || head.size() < kFixedBytes) return std::nullopt;
+  const std::byte* bytes = as_byte_span(head).data();
+  const u32 version = load_be<u32>(bytes + 4);
+  u64 at = kFixedBytes;
+  if (version >= 3) {
+    if (head.size() < 104) return std::nullopt;
+    at = load_be<u32>(bytes + 100);  // header_length
+  }
+  while (at + 8 <= head.size()) {
+    const u32 type = load_be<u32>(bytes + at);
+    const u64 length = load_be<u32>(bytes + at + 4);
+    at += 8;
+    if (type == 0 || length > head.size() - at) break;
+    if (type == kBackingFormat && length <= kLongestName) return std::string(head.substr(at, length));
+    at += round_up(length, 8);
+  }
+  return std::nullopt;
+}
+
+Result<std::optional<std::string>> backing_format_of(const std::string& path) {
+  VMSIEVE_ASSIGN(const std::string head, read_head(path));
+  return backing_format_in_header(head);
 }
 
 Result<std::vector<std::string>> chain_of(const std::string& path) {
@@ -187,6 +221,30 @@ std::string overlay_path(const std::string& image, const std::string& folder, co
   }
   return fmt::format("{}/{}{}{}{}{}.qcow2", folder.empty() ? folder_of(image) : folder, stem, kMark, id,
                      number.empty() ? "" : ".", number);
+}
+
+Result<void> give_to_owner_of(const std::string& image, const std::string& file) {
+  struct stat info {};
+  if (::stat(image.c_str(), &info) != 0) return errno_error(errno, fmt::format("cannot look at {}", image));
+  if (::chown(file.c_str(), info.st_uid, info.st_gid) != 0 || ::chmod(file.c_str(), info.st_mode & 0666) != 0)
+    return errno_error(errno, fmt::format("cannot give {} to the owner of {}", file, image));
+  return {};
+}
+
+Result<bool> is_empty_image(const std::string& path) {
+  constexpr u64 kMostL1Bytes = 32 << 20;  // QEMU block/qcow2.h, QCOW_MAX_L1_SIZE
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
+  std::array<std::byte, 72> header{};
+  VMSIEVE_TRY(pread_exact(fd.get(), header, 0, path));
+  if (std::memcmp(header.data(), "QFI\xfb", 4) != 0)
+    return make_error(ErrorKind::kUnsupported, "{} is no qcow2 image", path);
+  const u64 l1_bytes = u64{load_be<u32>(header.data() + 36)} * sizeof(u64);
+  const u64 l1_offset = u64{load_be<u32>(header.data() + 40)} << 32 | load_be<u32>(header.data() + 44);
+  const u64 snapshots = load_be<u32>(header.data() + 60);
+  if (l1_bytes > kMostL1Bytes) return make_error(ErrorKind::kDamaged, "the L1 table of {} is too long", path);
+  std::vector<std::byte> l1(l1_bytes);
+  VMSIEVE_TRY(pread_exact(fd.get(), l1, l1_offset, path));
+  return snapshots == 0 && std::ranges::all_of(l1, [](std::byte one) { return one == std::byte{0}; });
 }
 
 void sync_folder_of(const std::string& path) {

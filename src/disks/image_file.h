@@ -27,6 +27,10 @@ Result<std::optional<std::string>> backing_of(const std::string& path);
 inline constexpr std::size_t kQcow2HeadBytes = 64 << 10;
 Result<std::optional<std::string>> backing_in_header(std::string_view head);
 
+/// The format of its backing file, as its header says it ("raw", "qcow2", ...); none when it does not.
+Result<std::optional<std::string>> backing_format_of(const std::string& path);
+std::optional<std::string> backing_format_in_header(std::string_view head);
+
 /// An image and all that it is backed by, the image first. kDamaged when that does not end.
 Result<std::vector<std::string>> chain_of(const std::string& path);
 
@@ -47,6 +51,13 @@ std::vector<std::string> images_over(const std::string& image);
 /// several apart; empty for the VM's own.
 std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
                          const std::string& number);
+
+/// Makes `file` the image's owner's, with the image's permissions: so that who opens the one may open the
+/// other.
+Result<void> give_to_owner_of(const std::string& image, const std::string& file);
+
+/// Has nothing ever been written to the disk that the qcow2 image is? kDamaged, kUnsupported: it is none.
+Result<bool> is_empty_image(const std::string& path);
 
 /// Makes the names in the file's folder durable, as far as that is possible.
 void sync_folder_of(const std::string& path);

@@ -159,9 +159,12 @@ class Tidy {
 
   // ---- an overlay ----------------------------------------------------
 
-  Result<void> tidy_overlay(DiskRecord& record, const SavedDisk& disk) {
-    const std::string& overlay = disk.overlay;
+  Result<void> tidy_overlay(DiskRecord& record, SavedDisk disk) {
+    const std::string overlay = disk.overlay;
     if (!file_exists(overlay)) return {};
+    // Another merge may have put another image under it than the one of the checkpoint.
+    VMSIEVE_ASSIGN(const auto format, backing_format_of(overlay));
+    if (format) disk.format = *format;
     if (contains(record.merged, overlay)) return remove_merged(record, disk);
     VMSIEVE_ASSIGN(const auto image, backing_of(overlay));
     const std::vector<pid_t> users = users_of(overlay);

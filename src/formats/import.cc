@@ -165,6 +165,7 @@ Result<void> load(const SourceFile& file, RunningQemu& qemu, const ProgressFunct
 
 SaveOptions saving_of(const SourceFile& file, const ImportOptions& options) {
   SaveOptions saving = options.saving;
+  saving.disks.way.reset();  // those of the QEMU that reads the file are not the guest's
   saving.mode = SaveMode::kPaused;
   saving.incremental = false;
   if (!saving.was_running)

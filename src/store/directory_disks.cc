@@ -60,6 +60,8 @@ Result<void> DirectoryStore::change_disks(
   VMSIEVE_ASSIGN(const std::string text, read_small_file_at(folder, kDisks, DiskRecord::kMaxBytes));
   VMSIEVE_ASSIGN(const std::string changed, change(text));
   if (changed == text) return {};
+  // Who was killed in the midst of this left one; the lock says that nobody is at it now.
+  VMSIEVE_TRY(unlink_at(folder, kDisksTemporary));
   return publish_file_at(folder, kDisksTemporary, kDisks, changed);
 }
 
