@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "vmsieve/image/json_fields.h"
+#include "vmsieve/qemu/machine.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/option_parts.h"
@@ -127,10 +128,10 @@ class ImageReplacement {
 
  private:
   bool is(const std::string& written_path, const std::string& image) const {
-    std::string path = written_path.starts_with("file:") ? written_path.substr(5) : written_path;
-    if (path.empty()) return false;
-    path = resolve_path(path, directory_);
-    return std::filesystem::path(path).lexically_normal() == std::filesystem::path(image).lexically_normal();
+    const auto path = image_path(written_path);
+    if (!path) return false;
+    return std::filesystem::path(resolve_path(*path, directory_)).lexically_normal() ==
+           std::filesystem::path(image).lexically_normal();
   }
 
   bool replace_in(QemuOption& option, const std::string& image) {
@@ -178,7 +179,36 @@ class ImageReplacement {
     outer["driver"] = "qcow2";
     outer["file"] = std::move(inner);
     option.value = written(outer, *option.value);
+    drop_node(text_of(*node, "backing"));
     return true;
+  }
+
+  /// A node by its name that was under the image, where nothing else refers to it: the overlay says itself
+  /// what is under it, and QEMU would open that a second time, perhaps for writing.
+  void drop_node(const std::string& name) {
+    if (name.empty()) return;
+    std::optional<Json> node;
+    for (QemuOption& option : options_) {
+      if (!option.value) continue;
+      if (option.name != "blockdev") {
+        const OptionProperties properties{*option.value, implied_key(option.name)};
+        if (std::ranges::any_of(properties.all(), [&](const auto& pair) { return pair.second == name; }))
+          return;
+        continue;
+      }
+      const auto other = blockdev_of(*option.value);
+      if (!other) continue;
+      if (text_of(*other, "file") == name || text_of(*other, "backing") == name) return;
+      if (text_of(*other, "node-name") == name) node = other;
+    }
+    if (!node) return;
+    std::erase_if(options_, [&](const QemuOption& option) {
+      const auto other =
+          option.name == "blockdev" && option.value ? blockdev_of(*option.value) : std::nullopt;
+      return other && text_of(*other, "node-name") == name;
+    });
+    drop_node(text_of(*node, "file"));
+    drop_node(text_of(*node, "backing"));
   }
 
   /// A node of a file by itself: below one of a format, or what a device has.
@@ -196,6 +226,7 @@ class ImageReplacement {
       outer["file"] = name;
       other.value = written(outer, *other.value);
       option.value = written(inner, *option.value);
+      drop_node(text_of(*over, "backing"));
       return;
     }
     Json outer = kept(node, is_of_any_format);

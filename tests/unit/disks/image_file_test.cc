@@ -1,0 +1,584 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/disks/image_file.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "vmsieve/base/endian.h"
+#include "vmsieve/base/fd.h"
+#include "vmsieve/disks/tidy.h"
+
+namespace vmsieve {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+using testing::Optional;
+using testing::UnorderedElementsAre;
+
+class ImageFile : public testing::Test {
+ protected:
+  ImageFile() {
+    std::string pattern = (fs::temp_directory_path() / "vmsieve-test-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) std::abort();
+    folder_ = fs::canonical(pattern).string();
+  }
+  ~ImageFile() override {
+    std::error_code ignored;
+    fs::remove_all(folder_, ignored);
+  }
+
+  std::string path(const std::string& name) const { return folder_ + "/" + name; }
+
+  std::string write(const std::string& name, std::string_view content) const {
+    std::ofstream file(path(name), std::ios::binary | std::ios::trunc);
+    file.write(content.data(), static_cast<std::streamsize>(content.size()));
+    EXPECT_TRUE(file) << name;
+    return path(name);
+  }
+
+  /// One of no content with only a header, over `backing`; no backing file when that is empty.
+  std::string write_qcow2(const std::string& name, std::string_view backing) const;
+
+  /// By qemu-img.
+  std::string create(const std::string& name, const std::string& backing = "") const {
+    std::vector<std::string> arguments{"create", "-q", "-f", "qcow2"};
+    if (!backing.empty())
+      arguments.insert(arguments.end(), {"-F", backing.ends_with("raw") ? "raw" : "qcow2", "-b", backing});
+    arguments.insert(arguments.end(), {path(name), "1M"});
+    const auto made = run_qemu_img(arguments);
+    EXPECT_TRUE(made.ok()) << made.error().message();
+    return path(name);
+  }
+
+  std::string folder_;
+};
+
+// ---- headers -----------------------------------------------------------------
+
+void put(std::string& bytes, std::size_t at, u64 value, std::size_t size) {
+  for (std::size_t i = 0; i < size; ++i) bytes[at + i] = static_cast<char>(value >> (8 * (size - 1 - i)));
+}
+
+/// The first bytes of a qcow2 image of version 3 that has `name` at `offset`.
+std::string header(u64 offset, u64 length, std::string_view name) {
+  std::string bytes(104, '\0');
+  bytes.replace(0, 4, "QFI\xfb");
+  put(bytes, 4, 3, 4);
+  put(bytes, 8, offset, 8);
+  put(bytes, 16, length, 4);
+  put(bytes, 20, 16, 4);
+  put(bytes, 24, 1 << 20, 8);
+  return bytes + std::string{name};
+}
+
+std::string header_of(std::string_view name) { return header(104, name.size(), name); }
+
+std::string ImageFile::write_qcow2(const std::string& name, std::string_view backing) const {
+  return write(name, backing.empty() ? header(0, 0, "") : header_of(backing));
+}
+
+/// The name; "none", or "damaged".
+std::string backing_in(std::string_view head) {
+  const auto name = backing_in_header(head);
+  if (!name.ok()) {
+    EXPECT_EQ(name.error().kind(), ErrorKind::kDamaged);
+    return "damaged";
+  }
+  return name->value_or("none");
+}
+
+TEST(BackingInHeader, IsTheNameAsItIsWrittenThere) {
+  EXPECT_EQ(backing_in(header_of("/images/base.raw")), "/images/base.raw");
+  EXPECT_EQ(backing_in(header_of("base.raw") + "more"), "base.raw");
+  EXPECT_EQ(backing_in(header_of("\xff, ")), "\xff, ");
+  EXPECT_EQ(backing_in(header_of("json:{\"driver\":\"nbd\"}")), "json:{\"driver\":\"nbd\"}");
+  EXPECT_EQ(backing_in(header(kQcow2HeadBytes - 1, 1, std::string(kQcow2HeadBytes - 105, '.') + "x")), "x");
+}
+
+TEST(BackingInHeader, WhatIsNoQcow2ImageHasNone) {
+  for (const std::string& head : {std::string{}, std::string{"QFI"}, std::string{"QFI\xfa"},
+                                  std::string{"\xfb"}, std::string(512, '\0'), "x" + header_of("base")})
+    EXPECT_EQ(backing_in(head), "none");
+}
+
+TEST(BackingInHeader, AnOffsetOfZeroIsNone) {
+  EXPECT_EQ(backing_in(header(0, 0, "")), "none");
+  EXPECT_EQ(backing_in(header(0, 4, "base")), "none");
+}
+
+TEST(BackingInHeader, ANameHasAtLeastOneByteAndAtMost1023) {
+  const std::string name(1024, 'n');
+  EXPECT_EQ(backing_in(header(104, 0, name)), "damaged");
+  EXPECT_EQ(backing_in(header(104, 1, name)), "n");
+  EXPECT_EQ(backing_in(header(104, 1023, name)), name.substr(1));
+  EXPECT_EQ(backing_in(header(104, 1024, name)), "damaged");
+  for (const u64 length : {u64{0x7fffffff}, u64{0x80000000}, u64{0xffffffff}})
+    EXPECT_EQ(backing_in(header(104, length, name)), "damaged") << length;
+}
+
+TEST(BackingInHeader, ANameThatIsNotAllThereIsDamage) {
+  const std::string whole = header_of("/images/base.raw");
+  for (std::size_t size = 4; size < whole.size(); ++size)
+    EXPECT_EQ(backing_in(std::string_view{whole}.substr(0, size)), "damaged") << size;
+  for (const u64 offset : {u64{105}, u64{119}, u64{120}, u64{121}, u64{kQcow2HeadBytes}, u64{1} << 32,
+                           (u64{1} << 32) + 104, ~u64{0} - 15, ~u64{0} - 16, ~u64{0}})
+    EXPECT_EQ(backing_in(header(offset, 16, "/images/base.raw")), "damaged") << offset;
+  EXPECT_EQ(backing_in(header(120, 1, "/images/base.raw")), "damaged");
+}
+
+TEST(BackingInHeader, TheFixedPartOfTheHeaderIsAllThere) {
+  const std::string none = header(0, 0, "");
+  for (std::size_t size = 4; size < 72; ++size)
+    EXPECT_EQ(backing_in(std::string_view{none}.substr(0, size)), "damaged") << size;
+  EXPECT_EQ(backing_in(std::string_view{none}.substr(0, 72)), "none");
+}
+
+TEST(BackingInHeader, ANameWithAZeroByteIsNoPath) {
+  // QEMU opens what stands before it; a record of disks that held all of it could not be read again.
+  EXPECT_EQ(backing_in(header_of(std::string("base\0raw", 8))), "damaged");
+  EXPECT_EQ(backing_in(header_of(std::string("base\0", 5))), "damaged");
+}
+
+// ---- backing files and chains --------------------------------------------------
+
+TEST_F(ImageFile, BackingFileIsWhatQemuImgWasGiven) {
+  write("base.raw", std::string(1 << 20, '\0'));
+  EXPECT_EQ(*backing_of(create("bottom.qcow2")), std::nullopt);
+  EXPECT_THAT(*backing_of(create("absolute.qcow2", path("base.raw"))), Optional(path("base.raw")));
+  EXPECT_THAT(*backing_of(create("relative.qcow2", "base.raw")), Optional(path("base.raw")));
+  EXPECT_THAT(*backing_of(create("upper.qcow2", "relative.qcow2")), Optional(path("relative.qcow2")));
+}
+
+TEST_F(ImageFile, BackingFileByAnotherNotationIsItsPath) {
+  EXPECT_THAT(*backing_of(write_qcow2("a", "file:/images/base")), Optional(std::string{"/images/base"}));
+  EXPECT_THAT(*backing_of(write_qcow2("b", R"(json:{"driver":"qcow2","file":{"driver":"file",
+                                              "filename":"/images/base"}})")),
+              Optional(std::string{"/images/base"}));
+  EXPECT_THAT(*backing_of(write_qcow2("c", "sub/base")), Optional(path("sub/base")));
+}
+
+TEST_F(ImageFile, BackingFileThatIsNoFileIsUnsupported) {
+  for (const char* name :
+       {"nbd://host/export", "json:{\"driver\":\"nbd\"}", "json:{", "json:", "rbd:pool/image"}) {
+    const auto backing = backing_of(write_qcow2("a", name));
+    ASSERT_FALSE(backing.ok()) << name;
+    EXPECT_EQ(backing.error().kind(), ErrorKind::kUnsupported) << name;
+    EXPECT_THAT(backing.error().message(), AllOf(HasSubstr(path("a")), HasSubstr(name)));
+  }
+}
+
+TEST_F(ImageFile, OfAnImageThatIsNotWholeTheErrorNamesIt) {
+  const auto backing = backing_of(write("cut.qcow2", header_of("base").substr(0, 50)));
+  ASSERT_FALSE(backing.ok());
+  EXPECT_EQ(backing.error().kind(), ErrorKind::kDamaged);
+  EXPECT_THAT(backing.error().message(), HasSubstr(path("cut.qcow2")));
+  EXPECT_EQ(backing_of(path("none")).error().kind(), ErrorKind::kNotFound);
+}
+
+TEST_F(ImageFile, BackingFileOfWhatIsNoImageIsNone) {
+  EXPECT_EQ(*backing_of(write("empty", "")), std::nullopt);
+  EXPECT_EQ(*backing_of(write("raw", std::string(100000, 'x'))), std::nullopt);
+  EXPECT_FALSE(backing_of(folder_).ok());
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  EXPECT_FALSE(backing_of(path("pipe")).ok());
+}
+
+TEST_F(ImageFile, ChainHasTheImageFirst) {
+  write("base.raw", std::string(1 << 20, '\0'));
+  create("middle.qcow2", "base.raw");
+  create("top.qcow2", path("middle.qcow2"));
+  EXPECT_THAT(*chain_of(path("top.qcow2")),
+              ElementsAre(path("top.qcow2"), path("middle.qcow2"), path("base.raw")));
+  EXPECT_THAT(*chain_of(path("base.raw")), ElementsAre(path("base.raw")));
+}
+
+TEST_F(ImageFile, ChainWithAHoleIsNotFound) {
+  EXPECT_EQ(chain_of(write_qcow2("top", "gone")).error().kind(), ErrorKind::kNotFound);
+  EXPECT_EQ(chain_of(path("gone")).error().kind(), ErrorKind::kNotFound);
+}
+
+TEST_F(ImageFile, ChainThatDoesNotEndIsDamage) {
+  write_qcow2("self", "self");
+  write_qcow2("a", path("b"));
+  write_qcow2("b", path("a"));
+  write_qcow2("before", "a");
+  write_qcow2("dotted", "./dotted");
+  for (const char* name : {"self", "a", "before", "dotted"}) {
+    const auto chain = chain_of(path(name));
+    ASSERT_FALSE(chain.ok()) << name;
+    EXPECT_EQ(chain.error().kind(), ErrorKind::kDamaged) << name;
+    EXPECT_THAT(chain.error().message(), AllOf(HasSubstr(path(name)), HasSubstr("does not end")));
+  }
+  // Each turn makes the name longer, until the kernel does not take it any more.
+  write_qcow2("growing", "../" + fs::path(folder_).filename().string() + "/growing");
+  EXPECT_FALSE(chain_of(path("growing")).ok());
+}
+
+TEST_F(ImageFile, LongChainsEnd) {
+  write("0", "");
+  for (int i = 1; i < 1000; ++i) write_qcow2(std::to_string(i), std::to_string(i - 1));
+  const auto chain = chain_of(path("999"));
+  ASSERT_TRUE(chain.ok()) << chain.error().message();
+  EXPECT_EQ(chain->size(), 1000u);
+  EXPECT_EQ(chain->back(), path("0"));
+}
+
+TEST_F(ImageFile, ImagesOverAnotherAreFoundBesideIt) {
+  const std::string base = write("base", "raw");
+  write_qcow2("absolute", base);
+  write_qcow2("relative", "base");
+  write_qcow2("roundabout", "../" + fs::path(folder_).filename().string() + "/base");
+  fs::create_symlink("base", path("link"));
+  write_qcow2("through-link", "link");
+  // None of these is.
+  write_qcow2("other", "absolute");
+  write_qcow2("bottom", "");
+  write("cut", header_of("base").substr(0, 80));
+  write("raw", "base");
+  fs::create_directory(path("sub"));
+  write_qcow2("sub/lower", base);
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  const auto all = [&](const std::string& image) { return images_over(image); };
+  EXPECT_THAT(all(base), UnorderedElementsAre(path("absolute"), path("relative"), path("roundabout"),
+                                              path("through-link")));
+  EXPECT_THAT(all(path("absolute")), ElementsAre(path("other")));
+  EXPECT_THAT(all(path("other")), IsEmpty());
+  EXPECT_THAT(all("/vmsieve/no/such/folder/base"), IsEmpty());
+}
+
+TEST_F(ImageFile, ImagesOverAnotherAreFoundWhenItIsGone) {
+  write_qcow2("relative", "gone");
+  EXPECT_THAT(images_over(path("gone")), ElementsAre(path("relative")));
+}
+
+// ---- prints --------------------------------------------------------------------
+
+constexpr u64 kHead = 64 << 10;
+constexpr u64 kSample = 4096;
+constexpr u64 kBlocks = 62;
+
+class Print : public ImageFile {
+ protected:
+  FilePrint print() const {
+    const auto print = print_of(path("disk"));
+    EXPECT_TRUE(print.ok()) << print.error().message();
+    return print.ok() ? *print : FilePrint{};
+  }
+
+  /// Changes the file, but not its mtime.
+  void change(const std::function<void()>& how) const {
+    const auto modified = fs::last_write_time(path("disk"));
+    how();
+    fs::last_write_time(path("disk"), modified);
+  }
+
+  void flip(u64 offset) const {
+    change([&] {
+      std::fstream file(path("disk"), std::ios::binary | std::ios::in | std::ios::out);
+      file.seekg(static_cast<std::streamoff>(offset));
+      const char c = static_cast<char>(file.get() ^ 1);
+      file.seekp(static_cast<std::streamoff>(offset));
+      file.put(c);
+      EXPECT_TRUE(file) << offset;
+    });
+  }
+
+  /// A byte at this offset changes the sample, and nothing else of the print.
+  void expect_seen(u64 offset) const {
+    const FilePrint before = print();
+    flip(offset);
+    const FilePrint after = print();
+    EXPECT_NE(after.sample, before.sample) << offset;
+    EXPECT_EQ(after.bytes, before.bytes);
+    EXPECT_EQ(after.modified_ns, before.modified_ns);
+    flip(offset);
+    EXPECT_EQ(print(), before) << offset;
+  }
+};
+
+TEST_F(Print, IsTheSameOfTheSameFile) {
+  write("disk", std::string(100000, 'x'));
+  const FilePrint first = print();
+  EXPECT_EQ(print(), first);
+  EXPECT_EQ(first.bytes, 100000u);
+  struct stat info {};
+  ASSERT_EQ(::stat(path("disk").c_str(), &info), 0);
+  EXPECT_EQ(first.modified_ns,
+            static_cast<u64>(info.st_mtim.tv_sec) * 1'000'000'000 + static_cast<u64>(info.st_mtim.tv_nsec));
+  EXPECT_NE(first.sample, 0u);
+}
+
+TEST_F(Print, ChangesWithTheHeadTheTailAndEveryBlockBetween) {
+  constexpr u64 kBytes = 8 << 20;
+  write("disk", std::string(kBytes, '\0'));
+  for (const u64 offset : {u64{0}, u64{1}, kHead - 1, kBytes - kSample, kBytes - 1}) expect_seen(offset);
+  constexpr u64 kStep = (kBytes - kHead) / (kBlocks + 1);
+  for (u64 i = 1; i <= kBlocks; ++i) {
+    expect_seen(kHead + i * kStep);
+    if (i % 10 == 0) expect_seen(kHead + i * kStep + kSample - 1);
+  }
+}
+
+TEST_F(Print, SeesEveryByteOfASmallFile) {
+  for (const u64 bytes : {u64{1}, u64{4095}, u64{4096}, kHead, kHead + 1, kHead + kSample}) {
+    write("disk", std::string(bytes, '\0'));
+    for (u64 offset = 0; offset < bytes; offset += std::max<u64>(1, bytes / 7)) expect_seen(offset);
+    expect_seen(bytes - 1);
+  }
+}
+
+TEST_F(Print, ChangesWithTheSize) {
+  for (const u64 bytes : {u64{0}, u64{100}, kHead, u64{1} << 20}) {
+    write("disk", std::string(bytes, '\0'));
+    const FilePrint before = print();
+    EXPECT_EQ(before.bytes, bytes);
+    change([&] { fs::resize_file(path("disk"), bytes + 1); });
+    const FilePrint after = print();
+    EXPECT_EQ(after.bytes, bytes + 1);
+    EXPECT_EQ(after.modified_ns, before.modified_ns);
+  }
+}
+
+TEST_F(Print, ChangesWithTheTimeOfTheLastChange) {
+  write("disk", "content");
+  const FilePrint before = print();
+  fs::last_write_time(path("disk"), fs::last_write_time(path("disk")) + std::chrono::nanoseconds{1});
+  const FilePrint after = print();
+  EXPECT_EQ(after.modified_ns, before.modified_ns + 1);
+  EXPECT_EQ(after.sample, before.sample);
+}
+
+TEST_F(Print, OfALargeFileOnlyPartIsRead) {
+  write("disk", "");
+  fs::resize_file(path("disk"), u64{1} << 40);
+  EXPECT_EQ(print().bytes, u64{1} << 40);
+  expect_seen((u64{1} << 40) - 1);
+}
+
+TEST_F(Print, WhatIsNoFileHasNone) {
+  EXPECT_EQ(print_of(path("none")).error().kind(), ErrorKind::kNotFound);
+  ASSERT_EQ(::mkfifo(path("pipe").c_str(), 0600), 0);
+  for (const std::string& other : {folder_, path("pipe"), std::string{"/dev/zero"}}) {
+    const auto print = print_of(other);
+    ASSERT_FALSE(print.ok()) << other;
+    EXPECT_EQ(print.error().kind(), ErrorKind::kUnsupported) << other;
+    EXPECT_THAT(print.error().message(), HasSubstr(other));
+  }
+}
+
+class CheckPrint : public Print {
+ protected:
+  CheckPrint() {
+    disk_.image = write("disk", std::string(kHead, 'x'));
+    disk_.print = print();
+  }
+  std::string fault() const {
+    const auto checked = check_print(disk_);
+    if (checked.ok()) return "";
+    EXPECT_EQ(checked.error().kind(), ErrorKind::kIncompatible);
+    EXPECT_THAT(checked.error().message(), HasSubstr(disk_.image));
+    return checked.error().message();
+  }
+  SavedDisk disk_;
+};
+
+TEST_F(CheckPrint, AnImageAsItWasIsTaken) { EXPECT_EQ(fault(), ""); }
+
+TEST_F(CheckPrint, TellsWhatHasChanged) {
+  flip(100);
+  EXPECT_THAT(fault(), HasSubstr("its content has changed"));
+  flip(100);
+  EXPECT_EQ(fault(), "");
+  fs::last_write_time(disk_.image, fs::last_write_time(disk_.image) - std::chrono::hours{1});
+  EXPECT_THAT(fault(), HasSubstr("the time of its last change has changed"));
+  fs::resize_file(disk_.image, kHead - 1);
+  EXPECT_THAT(fault(), HasSubstr("its size has changed"));
+}
+
+TEST_F(CheckPrint, AnImageThatIsGoneIsNotFound) {
+  fs::remove(disk_.image);
+  EXPECT_EQ(check_print(disk_).error().kind(), ErrorKind::kNotFound);
+}
+
+// ---- who has an image ------------------------------------------------------------
+
+/// A lock of an open file of its own on one byte, as QEMU's are.
+class ByteLock {
+ public:
+  ByteLock(const std::string& path, off_t byte, int type) {
+    auto fd = open_file(path, O_RDWR);
+    EXPECT_TRUE(fd.ok());
+    fd_ = std::move(*fd);
+    struct flock lock {};
+    lock.l_type = static_cast<short>(type);
+    lock.l_whence = SEEK_SET;
+    lock.l_start = byte;
+    lock.l_len = 1;
+    EXPECT_EQ(::fcntl(fd_.get(), F_OFD_SETLK, &lock), 0);
+  }
+
+ private:
+  UniqueFd fd_;
+};
+
+using HeldForWriting = ImageFile;
+
+TEST_F(HeldForWriting, AFileThatNobodyHasIsNot) {
+  EXPECT_FALSE(*is_held_for_writing(write("disk", "")));
+  EXPECT_FALSE(*is_held_for_writing(write("large", std::string(100000, 'x'))));
+  EXPECT_EQ(is_held_for_writing(path("none")).error().kind(), ErrorKind::kNotFound);
+}
+
+TEST_F(HeldForWriting, ALockOnByte101OfAnotherOpenFileIsSeen) {
+  const std::string disk = write("disk", "");
+  for (const int type : {F_RDLCK, F_WRLCK}) {
+    const ByteLock lock{disk, 101, type};
+    EXPECT_TRUE(*is_held_for_writing(disk)) << type;
+  }
+  EXPECT_FALSE(*is_held_for_writing(disk));
+}
+
+TEST_F(HeldForWriting, LocksOnOtherBytesAreOtherPermissions) {
+  const std::string disk = write("disk", "");
+  for (const off_t byte : {0, 100, 102, 103, 201}) {
+    const ByteLock lock{disk, byte, F_RDLCK};
+    EXPECT_FALSE(*is_held_for_writing(disk)) << byte;
+  }
+}
+
+/// qemu-io with the image open, until this goes.
+class QemuIo {
+ public:
+  QemuIo(const std::string& path, const char* options)
+      : pipe_(::popen(fmt::format("qemu-io {} '{}' >/dev/null 2>&1", options, path).c_str(), "w")) {}
+  ~QemuIo() { ::pclose(pipe_); }
+  QemuIo(const QemuIo&) = delete;
+  QemuIo& operator=(const QemuIo&) = delete;
+
+ private:
+  std::FILE* pipe_;
+};
+
+bool within_seconds(const std::function<bool()>& happens) {
+  for (int i = 0; i < 3000; ++i) {
+    if (happens()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds{10});
+  }
+  return false;
+}
+
+TEST_F(HeldForWriting, WhatAQemuHasOpenForWritingIs) {
+  const std::string disk = create("disk.qcow2");
+  {
+    const QemuIo writer{disk, "-f qcow2"};
+    EXPECT_TRUE(within_seconds([&] { return *is_held_for_writing(disk); }));
+    EXPECT_EQ(users_of(disk).size(), 1u);
+  }
+  EXPECT_FALSE(*is_held_for_writing(disk));
+  const QemuIo reader{disk, "-r -f qcow2"};
+  EXPECT_TRUE(within_seconds([&] { return !users_of(disk).empty(); }));
+  EXPECT_FALSE(*is_held_for_writing(disk));
+}
+
+TEST_F(ImageFile, ItsUsersAreOtherProcesses) {
+  const std::string disk = write("disk", std::string(4096, '\0'));
+  const auto ours = open_file(disk, O_RDONLY);
+  EXPECT_THAT(users_of(disk), IsEmpty());
+  EXPECT_THAT(users_of(path("none")), IsEmpty());
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::pause();
+    ::_exit(0);
+  }
+  ASSERT_GT(child, 0);
+  EXPECT_THAT(users_of(disk), ElementsAre(child));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  EXPECT_THAT(users_of(disk), IsEmpty());
+}
+
+TEST_F(ImageFile, ExistsWhenSomethingIsThere) {
+  EXPECT_TRUE(file_exists(write("disk", "")));
+  EXPECT_FALSE(file_exists(path("none")));
+  fs::create_symlink("none", path("dangling"));
+  EXPECT_FALSE(file_exists(path("dangling")));
+}
+
+TEST_F(ImageFile, NamesAreMadeDurableWhereThatIsPossible) {
+  sync_folder_of(write("disk", ""));
+  sync_folder_of("/vmsieve/no/such/folder/disk");
+}
+
+// ---- names of overlays -------------------------------------------------------------
+
+constexpr const char* kId = "0123456789abcdef";
+
+TEST(OverlayPath, IsBesideTheImage) {
+  EXPECT_EQ(overlay_path("/images/disk.qcow2", "", kId, ""), "/images/disk.vmsieve-0123456789abcdef.qcow2");
+}
+
+TEST(OverlayPath, IsInTheFolderThatIsGiven) {
+  EXPECT_EQ(overlay_path("/images/disk.qcow2", "/overlays", kId, ""),
+            "/overlays/disk.vmsieve-0123456789abcdef.qcow2");
+  EXPECT_EQ(overlay_path("/dev/vg0/data", "/overlays", kId, ""),
+            "/overlays/data.vmsieve-0123456789abcdef.qcow2");
+}
+
+TEST(OverlayPath, HasANumberThatTellsSeveralApart) {
+  EXPECT_EQ(overlay_path("/images/disk.qcow2", "", kId, "7"),
+            "/images/disk.vmsieve-0123456789abcdef.7.qcow2");
+}
+
+TEST(OverlayPath, DoesNotGrowWithTheChain) {
+  const std::string first = overlay_path("/images/disk.qcow2", "", "aaaaaaaaaaaaaaaa", "");
+  const std::string second = overlay_path(first, "", kId, "");
+  EXPECT_EQ(second, "/images/disk.vmsieve-0123456789abcdef.qcow2");
+  EXPECT_EQ(overlay_path(overlay_path(second, "", "aaaaaaaaaaaaaaaa", "1.2"), "", kId, ""), second);
+}
+
+TEST(OverlayPath, OnlyTheSuffixOfAnImageGoes) {
+  const auto stem = [](const std::string& name) {
+    const std::string path = overlay_path("/i/" + name, "", kId, "");
+    const std::string end = fmt::format(".vmsieve-{}.qcow2", kId);
+    EXPECT_TRUE(path.ends_with(end)) << path;
+    return path.substr(3, path.size() - 3 - end.size());
+  };
+  EXPECT_EQ(stem("disk"), "disk");
+  EXPECT_EQ(stem("disk.raw"), "disk");
+  EXPECT_EQ(stem("disk.img"), "disk");
+  EXPECT_EQ(stem("disk.qcow2"), "disk");
+  EXPECT_EQ(stem("disk.v2.0"), "disk.v2.0");
+  EXPECT_EQ(stem("disk.img.qcow2"), "disk.img");
+  EXPECT_EQ(stem(".qcow2"), ".qcow2");
+  EXPECT_EQ(stem(".vmsieve-x"), ".vmsieve-x");
+  EXPECT_EQ(stem("a, b\xff.qcow2"), "a, b\xff");
+}
+
+TEST(OverlayPath, MarksOfFoldersAreLeft) {
+  EXPECT_EQ(overlay_path("/a.vmsieve-b/disk.raw", "", kId, ""),
+            "/a.vmsieve-b/disk.vmsieve-0123456789abcdef.qcow2");
+}
+
+}  // namespace
+}  // namespace vmsieve

@@ -1,0 +1,593 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+
+#include "unit/store/store_fixture.h"
+#include "vmsieve/base/endian.h"
+#include "vmsieve/base/fd.h"
+#include "vmsieve/image/disk_record.h"
+
+namespace vmsieve {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::UnorderedElementsAre;
+
+/// The store takes any text for a record.
+constexpr const char* kText = "a record\n";
+
+class DisksTest : public StoreTest {
+ protected:
+  void commit_with_disks(const std::string& id = kId) {
+    auto writer = store_->begin_as(id);
+    ASSERT_TRUE(writer.ok());
+    ASSERT_TRUE((*writer)->note_disks(kText).ok());
+    const auto manifest = write_sample(**writer, {.id = id});
+    ASSERT_TRUE(manifest.ok());
+    ASSERT_TRUE((*writer)->commit(*manifest).ok());
+  }
+
+  /// A record of what never became a checkpoint.
+  void forsake(const std::string& id = kId) {
+    auto writer = store_->begin_as(id);
+    ASSERT_TRUE(writer.ok());
+    ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  }
+
+  /// kOther needs kId, which has a record.
+  void commit_chain() {
+    commit_with_disks();
+    const Frame frame = (*CheckpointReader::open(*store_, kId))->index().frames[2];
+    const auto committed = commit_sample(*store_, {.id = kOther, .ancestor = kId, .ancestor_frame = frame});
+    ASSERT_TRUE(committed.ok()) << committed.error().message();
+  }
+
+  Result<void> change_to(const std::string& text) {
+    return store_->change_disks(kId, [&](const std::string&) -> Result<std::string> { return text; });
+  }
+
+  std::vector<std::string> names(const std::string& id = kId) const {
+    std::vector<std::string> out;
+    for (const auto& entry : fs::directory_iterator(folder(id))) out.push_back(entry.path().filename());
+    return out;
+  }
+
+  std::string record(const std::string& id = kId) const {
+    const auto text = store_->read_disks(id);
+    return text.ok() ? *text : std::string{to_string(text.error().kind())};
+  }
+};
+
+// ---- a record lives as long as the disks need it -----------------------------
+
+TEST_F(DisksTest, ARecordIsThereFromItsNoteOn) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE(writer.ok());
+  EXPECT_EQ(store_->read_disks(kId).error().kind(), ErrorKind::kNotFound);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  EXPECT_EQ(record(), kText);
+  struct stat info {};
+  ASSERT_EQ(::stat((folder() / "disks").c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 07777, 0600u);
+}
+
+TEST_F(DisksTest, ALaterNoteReplacesTheFirst) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  ASSERT_TRUE((*writer)->note_disks("another").ok());
+  EXPECT_EQ(record(), "another");
+  EXPECT_THAT(names(), UnorderedElementsAre("writing", "disks"));
+}
+
+TEST_F(DisksTest, ACheckpointWithoutDisksHasNone) {
+  commit();
+  EXPECT_EQ(store_->read_disks(kId).error().kind(), ErrorKind::kNotFound);
+  EXPECT_EQ(store_->read_disks(kOther).error().kind(), ErrorKind::kNotFound);
+  for (const char* id : {"", "..", "../../etc", "0123"})
+    EXPECT_EQ(store_->read_disks(id).error().kind(), ErrorKind::kNotFound) << id;
+}
+
+TEST_F(DisksTest, ItIsNoObjectOfTheCheckpoint) {
+  commit_with_disks();
+  EXPECT_EQ(fault_of(*store_, kId), "");
+  EXPECT_EQ(store_->list()->checkpoints.size(), 1u);
+  EXPECT_EQ(store_->open(kId, "disks").error().kind(), ErrorKind::kNotFound);
+  auto writer = store_->begin_as(kOther);
+  EXPECT_EQ((*writer)->create("disks").error().kind(), ErrorKind::kUsage);
+  EXPECT_EQ((*writer)->create_file("disks").error().kind(), ErrorKind::kUsage);
+}
+
+TEST_F(DisksTest, AWriterThatGivesUpLeavesItAlone) {
+  {
+    auto writer = store_->begin_as(kId);
+    ASSERT_TRUE((*writer)->note_disks(kText).ok());
+    ASSERT_TRUE(write_sample(**writer, {.id = kId}).ok());
+    EXPECT_TRUE(fs::exists(folder() / "memory"));
+  }
+  EXPECT_THAT(names(), ElementsAre("disks"));
+  EXPECT_EQ(record(), kText);
+  EXPECT_THAT(store_->list()->checkpoints, IsEmpty());
+  EXPECT_THAT(store_->list()->damaged, IsEmpty());
+  EXPECT_EQ(store_->manifest(kId).error().kind(), ErrorKind::kNotFound);
+  EXPECT_FALSE(store_->resolve(kId).ok());
+}
+
+TEST_F(DisksTest, AWriterThatGivesUpWithoutOneLeavesNothing) {
+  {
+    auto writer = store_->begin_as(kId);
+    ASSERT_TRUE((*writer)->create_file("disk-0").ok());
+  }
+  EXPECT_FALSE(fs::exists(folder()));
+}
+
+TEST_F(DisksTest, RemovingTheCheckpointLeavesItAlone) {
+  commit_with_disks();
+  commit(kOther);
+  ASSERT_TRUE(store_->remove(kId).ok());
+  EXPECT_THAT(names(), ElementsAre("disks"));
+  EXPECT_EQ(record(), kText);
+  EXPECT_EQ(store_->remove(kId).error().kind(), ErrorKind::kNotFound);
+  EXPECT_EQ(store_->list()->checkpoints.size(), 1u);
+  EXPECT_THAT(store_->list()->damaged, IsEmpty());
+}
+
+TEST_F(DisksTest, ItsIdIsNotTakenAgain) {
+  forsake();
+  EXPECT_EQ(store_->begin_as(kId).error().kind(), ErrorKind::kBusy);
+}
+
+TEST_F(DisksTest, RetiringTheCheckpointKeepsItToo) {
+  commit_chain();
+  EXPECT_THAT(store_->remove(kId)->needed_by, ElementsAre(kOther));
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "retired", "disks"));
+  EXPECT_EQ(record(), kText);
+  EXPECT_EQ(fault_of(*store_, kOther), "");
+  ASSERT_TRUE(store_->sweep().ok());
+  EXPECT_EQ(record(), kText);
+  // Nobody needs its memory any more.
+  EXPECT_TRUE(store_->remove(kOther).ok());
+  EXPECT_THAT(names(), ElementsAre("disks"));
+  EXPECT_FALSE(fs::exists(folder(kOther)));
+  EXPECT_EQ(record(), kText);
+}
+
+TEST_F(DisksTest, NoSweepTakesIt) {
+  forsake();
+  commit_with_disks(kOther);
+  for (const Sweep what : {Sweep::kSafe, Sweep::kAll}) {
+    const auto swept = store_->sweep(what);
+    ASSERT_TRUE(swept.ok()) << swept.error().message();
+    EXPECT_EQ(*swept, 0u);
+    EXPECT_EQ(record(), kText);
+    EXPECT_EQ(record(kOther), kText);
+  }
+}
+
+TEST_F(DisksTest, ASweepTakesAllThatIsAroundIt) {
+  forsake();
+  // As after kill -9 of the writer, and of somebody who changed the record.
+  for (const char* name : {"writing", "memory", "disk-0", "disks.new", "manifest.new"})
+    write_file(folder() / name, "x");
+  EXPECT_EQ(*store_->sweep(), 1u);
+  EXPECT_THAT(names(), ElementsAre("disks"));
+  EXPECT_EQ(*store_->sweep(), 0u);
+}
+
+TEST_F(DisksTest, ASweepTakesAHalfWrittenOneOfACheckpoint) {
+  commit_with_disks();
+  write_file(folder() / "disks.new", "a rec");
+  EXPECT_EQ(*store_->sweep(), 1u);
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "device", "manifest", "disks"));
+}
+
+TEST_F(DisksTest, ASweepTakesAHalfWrittenOneOfARetiredCheckpoint) {
+  commit_chain();
+  ASSERT_TRUE(store_->remove(kId).ok());
+  write_file(folder() / "disks.new", "a rec");
+  EXPECT_EQ(*store_->sweep(), 1u);
+  EXPECT_THAT(names(), ::testing::Not(::testing::Contains("disks.new")));
+  EXPECT_EQ(record(), kText);
+}
+
+TEST_F(DisksTest, ASweepLeavesWhatIsBeingWritten) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  EXPECT_EQ(*store_->sweep(), 0u);
+  EXPECT_THAT(names(), UnorderedElementsAre("writing", "disks"));
+}
+
+// ---- changing it -----------------------------------------------------------------
+
+TEST_F(DisksTest, AChangeIsMadeOfWhatIsThere) {
+  commit_with_disks();
+  const auto changed = store_->change_disks(kId, [](const std::string& text) -> Result<std::string> {
+    EXPECT_EQ(text, kText);
+    return text + "and more\n";
+  });
+  ASSERT_TRUE(changed.ok()) << changed.error().message();
+  EXPECT_EQ(record(), "a record\nand more\n");
+  EXPECT_EQ(fault_of(*store_, kId), "");
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "device", "manifest", "disks"));
+}
+
+TEST_F(DisksTest, AChangeToTheSameWritesNothing) {
+  commit_with_disks();
+  struct stat before {
+  }, after{};
+  ASSERT_EQ(::stat((folder() / "disks").c_str(), &before), 0);
+  ASSERT_TRUE(
+      store_->change_disks(kId, [](const std::string& text) -> Result<std::string> { return text; }).ok());
+  ASSERT_EQ(::stat((folder() / "disks").c_str(), &after), 0);
+  EXPECT_EQ(before.st_ino, after.st_ino);
+}
+
+TEST_F(DisksTest, AChangeThatFailsLeavesWhatWas) {
+  commit_with_disks();
+  const auto changed = store_->change_disks(kId, [](const std::string&) -> Result<std::string> {
+    return Error{ErrorKind::kIncompatible, "does not fit"};
+  });
+  ASSERT_FALSE(changed.ok());
+  EXPECT_EQ(changed.error().kind(), ErrorKind::kIncompatible);
+  EXPECT_EQ(changed.error().message(), "does not fit");
+  EXPECT_EQ(record(), kText);
+  // The store is not left locked.
+  EXPECT_TRUE(store_->remove(kId).ok());
+}
+
+TEST_F(DisksTest, WhatHasNoRecordHasNothingToChange) {
+  commit();
+  bool called = false;
+  const auto change = [&](const std::string& text) -> Result<std::string> {
+    called = true;
+    return text;
+  };
+  for (const char* id : {kId, kOther, "..", ""})
+    EXPECT_EQ(store_->change_disks(id, change).error().kind(), ErrorKind::kNotFound) << id;
+  EXPECT_FALSE(called);
+  EXPECT_FALSE(fs::exists(folder() / "disks"));
+}
+
+TEST_F(DisksTest, ARecordOfWhatIsNoCheckpointChangesAsWell) {
+  forsake();
+  ASSERT_TRUE(change_to("tidied").ok());
+  EXPECT_EQ(record(), "tidied");
+}
+
+TEST_F(DisksTest, NoChangeIsLostAndNoReaderSeesHalfOfOne) {
+  constexpr int kChanges = 100;
+  commit_with_disks();
+  const auto grow = [](DirectoryStore& store) {
+    for (int i = 0; i < kChanges; ++i) {
+      const auto changed = store.change_disks(kId, [](const std::string& text) -> Result<std::string> {
+        return text + std::string(100, 'x') + "\n";
+      });
+      EXPECT_TRUE(changed.ok()) << changed.error().message();
+    }
+  };
+  const auto second = DirectoryStore::open_path(root_.string(), false);
+  ASSERT_TRUE(second.ok());
+  std::atomic<bool> done = false;
+  std::thread reader([&] {
+    while (!done) {
+      const std::string text = record();
+      EXPECT_EQ((text.size() - std::string_view{kText}.size()) % 101, 0u);
+      EXPECT_EQ(text.back(), '\n');
+    }
+  });
+  std::thread other([&] { grow(**second); });
+  grow(*store_);
+  other.join();
+  done = true;
+  reader.join();
+  EXPECT_EQ(record().size(), std::string_view{kText}.size() + 2 * kChanges * 101);
+}
+
+TEST_F(DisksTest, AnAbsurdlyLargeRecordIsNotRead) {
+  forsake();
+  fs::resize_file(folder() / "disks", u64{1} << 40);
+  EXPECT_EQ(store_->read_disks(kId).error().kind(), ErrorKind::kDamaged);
+}
+
+TEST_F(DisksTest, ASymbolicLinkInItsPlaceIsRefused) {
+  forsake();
+  fs::rename(folder() / "disks", directory_.path() / "elsewhere");
+  fs::create_symlink(directory_.path() / "elsewhere", folder() / "disks");
+  EXPECT_EQ(store_->read_disks(kId).error().kind(), ErrorKind::kDamaged);
+  EXPECT_FALSE(change_to("x").ok());
+  EXPECT_EQ(read_file(directory_.path() / "elsewhere"), kText);
+}
+
+// ---- which there are -----------------------------------------------------------------
+
+TEST_F(DisksTest, AStoreWithoutRecordsHasNone) {
+  EXPECT_THAT(store_->disk_records()->checkpoints, IsEmpty());
+  commit();
+  const auto records = store_->disk_records();
+  ASSERT_TRUE(records.ok());
+  EXPECT_THAT(records->checkpoints, IsEmpty());
+  EXPECT_THAT(records->forsaken, IsEmpty());
+}
+
+TEST_F(DisksTest, RecordsOfCheckpointsAreToldFromForsakenOnes) {
+  const std::string third = "00000000000000c3";
+  const std::string fourth = "00000000000000d4";
+  commit_with_disks();
+  forsake(kOther);
+  commit_with_disks(third);
+  ASSERT_TRUE(store_->remove(third).ok());
+  auto writer = store_->begin_as(fourth);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  fs::create_directory(root_ / "checkpoints/notes");
+  write_file(root_ / "checkpoints/notes/disks", "mine");
+
+  auto records = store_->disk_records();
+  ASSERT_TRUE(records.ok()) << records.error().message();
+  EXPECT_THAT(records->checkpoints, ElementsAre(kId));
+  EXPECT_THAT(records->forsaken, ElementsAre(kOther, third));
+
+  writer->reset();
+  records = store_->disk_records();
+  EXPECT_THAT(records->checkpoints, ElementsAre(kId));
+  EXPECT_THAT(records->forsaken, ElementsAre(kOther, third, fourth));
+}
+
+TEST_F(DisksTest, AKilledWritersRecordIsForsaken) {
+  forsake();
+  write_file(folder() / "writing", "");
+  EXPECT_THAT(store_->disk_records()->forsaken, ElementsAre(kId));
+  EXPECT_THAT(store_->disk_records()->checkpoints, IsEmpty());
+}
+
+TEST_F(DisksTest, AWriterKilledAfterTheCommitLeftACheckpoint) {
+  commit_with_disks();
+  write_file(folder() / "writing", "");
+  EXPECT_THAT(store_->disk_records()->checkpoints, ElementsAre(kId));
+  EXPECT_THAT(store_->disk_records()->forsaken, IsEmpty());
+}
+
+TEST_F(DisksTest, ARetiredCheckpointsRecordIsForsaken) {
+  commit_chain();
+  ASSERT_TRUE(store_->remove(kId).ok());
+  EXPECT_THAT(store_->disk_records()->forsaken, ElementsAre(kId));
+  EXPECT_THAT(store_->disk_records()->checkpoints, IsEmpty());
+}
+
+TEST_F(DisksTest, ADamagedCheckpointIsOneStill) {
+  commit_with_disks();
+  write_file(folder() / "manifest", "");
+  EXPECT_THAT(store_->disk_records()->checkpoints, ElementsAre(kId));
+  EXPECT_THAT(store_->disk_records()->forsaken, IsEmpty());
+}
+
+TEST_F(DisksTest, AskingDoesNotDisturbTheWriter) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  const auto manifest = write_sample(**writer, {.id = kId});
+  EXPECT_THAT(store_->disk_records()->forsaken, IsEmpty());
+  EXPECT_THAT(store_->disk_records()->checkpoints, IsEmpty());
+  ASSERT_TRUE((*writer)->commit(*manifest).ok());
+  EXPECT_THAT(store_->disk_records()->checkpoints, ElementsAre(kId));
+}
+
+// ---- forgetting them -------------------------------------------------------------------
+
+TEST_F(DisksTest, ForgettingRemovesTheFolderOfWhatIsNoCheckpoint) {
+  forsake();
+  commit_with_disks(kOther);
+  ASSERT_TRUE(store_->remove(kOther).ok());
+  for (const char* id : {kId, kOther}) {
+    const auto forgotten = store_->forget_disks(id);
+    ASSERT_TRUE(forgotten.ok()) << forgotten.error().message();
+    EXPECT_FALSE(fs::exists(folder(id)));
+    EXPECT_EQ(store_->read_disks(id).error().kind(), ErrorKind::kNotFound);
+  }
+  EXPECT_THAT(store_->disk_records()->forsaken, IsEmpty());
+  EXPECT_TRUE(store_->begin_as(kId).ok());
+}
+
+TEST_F(DisksTest, ForgettingKeepsTheFolderOfACheckpoint) {
+  commit_with_disks();
+  ASSERT_TRUE(store_->forget_disks(kId).ok());
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "device", "manifest"));
+  EXPECT_EQ(fault_of(*store_, kId), "");
+  EXPECT_EQ(store_->read_disks(kId).error().kind(), ErrorKind::kNotFound);
+}
+
+TEST_F(DisksTest, ForgettingKeepsWhatARetiredCheckpointKeeps) {
+  commit_chain();
+  ASSERT_TRUE(store_->remove(kId).ok());
+  ASSERT_TRUE(store_->forget_disks(kId).ok());
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "retired"));
+  EXPECT_EQ(fault_of(*store_, kOther), "");
+}
+
+TEST_F(DisksTest, ForgettingKeepsWhatIsBeingWritten) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  const auto manifest = write_sample(**writer, {.id = kId});
+  ASSERT_TRUE(store_->forget_disks(kId).ok());
+  EXPECT_THAT(names(), UnorderedElementsAre("memory", "device", "writing"));
+  EXPECT_TRUE((*writer)->commit(*manifest).ok());
+  EXPECT_EQ(fault_of(*store_, kId), "");
+}
+
+TEST_F(DisksTest, ForgettingTwiceIsNotFound) {
+  forsake();
+  ASSERT_TRUE(store_->forget_disks(kId).ok());
+  EXPECT_EQ(store_->forget_disks(kId).error().kind(), ErrorKind::kNotFound);
+}
+
+TEST_F(DisksTest, ASweepEndsAForgettingThatWasInterrupted) {
+  forsake();
+  fs::remove(folder() / "disks");
+  EXPECT_EQ(*store_->sweep(), 1u);
+  EXPECT_FALSE(fs::exists(folder()));
+}
+
+// ---- one at a time -----------------------------------------------------------------------
+
+TEST_F(DisksTest, OneAtATimePutsDisksBackTogether) {
+  const auto second = DirectoryStore::open_path(root_.string(), false);
+  ASSERT_TRUE(second.ok());
+  auto held = store_->lock_disks();
+  ASSERT_TRUE(held.ok()) << held.error().message();
+  const auto refused = (*second)->lock_disks();
+  ASSERT_FALSE(refused.ok());
+  EXPECT_EQ(refused.error().kind(), ErrorKind::kBusy);
+  EXPECT_THAT(refused.error().message(), HasSubstr(root_.string()));
+  held->reset();
+  EXPECT_TRUE((*second)->lock_disks().ok());
+}
+
+TEST_F(DisksTest, NobodyElseWaitsForThatLock) {
+  const auto held = store_->lock_disks();
+  ASSERT_TRUE(held.ok());
+  commit_with_disks();
+  EXPECT_TRUE(change_to("new").ok());
+  EXPECT_TRUE(store_->remove(kId).ok());
+  EXPECT_TRUE(store_->sweep().ok());
+  EXPECT_TRUE(store_->forget_disks(kId).ok());
+}
+
+// ---- objects that others write --------------------------------------------------------------
+
+class ObjectFileTest : public DisksTest {
+ protected:
+  /// What finish_file() says of an object with this content.
+  Result<ObjectRecord> written(const std::string& id, const std::string& content) {
+    auto writer = store_->begin_as(id);
+    EXPECT_TRUE(writer.ok());
+    const auto file = (*writer)->create_file("disk-0");
+    EXPECT_TRUE(file.ok());
+    EXPECT_TRUE(write_all(file->get(), as_byte_span(content), "disk-0").ok());
+    return (*writer)->finish_file("disk-0");
+  }
+};
+
+TEST_F(ObjectFileTest, FinishingTellsSizeAndChecksum) {
+  u64 id = 0x1000;
+  for (const std::size_t bytes : {std::size_t{0}, std::size_t{1}, std::size_t{1} << 20,
+                                  (std::size_t{1} << 20) + 1, std::size_t{3000001}}) {
+    std::string content(bytes, '\0');
+    for (std::size_t i = 0; i < bytes; ++i) content[i] = static_cast<char>(i * 7 + i / 256);
+    const auto record = written(fmt::format("{:016x}", id++), content);
+    ASSERT_TRUE(record.ok()) << record.error().message();
+    EXPECT_EQ(record->name, "disk-0");
+    EXPECT_EQ(record->bytes, bytes);
+    EXPECT_EQ(record->checksum, checksum(as_byte_span(content)));
+  }
+}
+
+TEST_F(ObjectFileTest, TheFileIsEmptySecretAndForReadingToo) {
+  auto writer = store_->begin_as(kId);
+  const auto file = (*writer)->create_file("disk-0");
+  ASSERT_TRUE(file.ok());
+  struct stat info {};
+  ASSERT_EQ(::fstat(file->get(), &info), 0);
+  EXPECT_EQ(info.st_size, 0);
+  EXPECT_EQ(info.st_mode & 07777, 0600u);
+  EXPECT_TRUE(pwrite_all(file->get(), as_byte_span(std::string_view{"qcow2"}), 100, "disk-0").ok());
+  std::vector<std::byte> back(5);
+  EXPECT_TRUE(pread_exact(file->get(), back, 100, "disk-0").ok());
+  EXPECT_EQ(back, bytes_of("qcow2"));
+}
+
+TEST_F(ObjectFileTest, WhatAnotherDescriptorWroteCounts) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->create_file("disk-0").ok());
+  write_file(folder() / "disk-0", "by QEMU");
+  const auto record = (*writer)->finish_file("disk-0");
+  ASSERT_TRUE(record.ok());
+  EXPECT_EQ(record->bytes, 7u);
+  EXPECT_EQ(record->checksum, checksum(as_byte_span(std::string_view{"by QEMU"})));
+}
+
+TEST_F(ObjectFileTest, ItBecomesPartOfTheCheckpoint) {
+  auto writer = store_->begin_as(kId);
+  auto manifest = write_sample(**writer, {.id = kId});
+  const auto file = (*writer)->create_file("disk-0");
+  ASSERT_TRUE(write_all(file->get(), as_byte_span(std::string_view{"disk"}), "disk-0").ok());
+  EXPECT_THAT((*writer)->commit(*manifest).error().message(), HasSubstr("disk-0 is not finished"));
+  const auto record = (*writer)->finish_file("disk-0");
+  ASSERT_TRUE(record.ok());
+  EXPECT_THAT((*writer)->commit(*manifest).error().message(), HasSubstr("disk-0 of 4 bytes is not as"));
+  manifest->objects.push_back(*record);
+  manifest->stored_bytes += record->bytes;
+  const auto committed = (*writer)->commit(*manifest);
+  ASSERT_TRUE(committed.ok()) << committed.error().message();
+  EXPECT_EQ(fault_of(*store_, kId), "");
+  std::vector<std::byte> back(4);
+  ASSERT_TRUE((*store_->open(kId, "disk-0"))->read(0, back).ok());
+  EXPECT_EQ(back, bytes_of("disk"));
+  write_file(folder() / "disk-0", "dish");
+  EXPECT_THAT(fault_of(*store_, kId), HasSubstr("disk-0"));
+}
+
+TEST_F(ObjectFileTest, AnObjectIsMadeAndFinishedOnce) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE((*writer)->create_file("disk-0").ok());
+  EXPECT_FALSE((*writer)->create_file("disk-0").ok());
+  EXPECT_FALSE((*writer)->create("disk-0").ok());
+  ASSERT_TRUE((*writer)->finish_file("disk-0").ok());
+  EXPECT_EQ((*writer)->finish_file("disk-0").error().kind(), ErrorKind::kUsage);
+}
+
+TEST_F(ObjectFileTest, WhatWasNotMadeCannotBeFinished) {
+  auto writer = store_->begin_as(kId);
+  for (const char* name : {"disk-0", "", "..", "../x"})
+    EXPECT_EQ((*writer)->finish_file(name).error().kind(), ErrorKind::kUsage) << name;
+}
+
+TEST_F(ObjectFileTest, ItHasNoPathForAName) {
+  auto writer = store_->begin_as(kId);
+  for (const char* name : {"", "..", "../x", "a/b", "manifest", "retired", "writing", "disks", "disks.new"})
+    EXPECT_EQ((*writer)->create_file(name).error().kind(), ErrorKind::kUsage) << name;
+}
+
+TEST_F(ObjectFileTest, NoneIsMadeAfterTheCommit) {
+  auto writer = store_->begin_as(kId);
+  const auto manifest = write_sample(**writer, {.id = kId});
+  ASSERT_TRUE((*writer)->commit(*manifest).ok());
+  EXPECT_EQ((*writer)->create_file("disk-0").error().kind(), ErrorKind::kUsage);
+}
+
+// ---- where objects are ------------------------------------------------------------------------
+
+TEST_F(DisksTest, AnObjectsPathIsAbsoluteAndOfThatObject) {
+  commit();
+  const auto path = store_->object_path(kId, "device");
+  ASSERT_TRUE(path.ok()) << path.error().message();
+  EXPECT_EQ(*path, fs::canonical(folder() / "device").string());
+}
+
+TEST_F(DisksTest, AnObjectsPathIsAbsoluteInAStoreThatIsNot) {
+  commit();
+  const std::string relative = fs::relative(root_).string();
+  ASSERT_FALSE(relative.starts_with('/'));
+  const auto store = DirectoryStore::open_path(relative, false);
+  ASSERT_TRUE(store.ok());
+  EXPECT_EQ(*(*store)->object_path(kId, "memory"), fs::canonical(folder() / "memory").string());
+}
+
+TEST_F(DisksTest, WhatIsNoObjectHasNoPath) {
+  commit_with_disks();
+  for (const char* name : {"disk-0", "", "..", "../x", "manifest", "disks"})
+    EXPECT_EQ(store_->object_path(kId, name).error().kind(), ErrorKind::kNotFound) << name;
+  for (const char* id : {kOther, "", "..", "../checkpoints/00000000000000a1"})
+    EXPECT_EQ(store_->object_path(id, "memory").error().kind(), ErrorKind::kNotFound) << id;
+}
+
+TEST_F(DisksTest, ASymbolicLinkInPlaceOfAnObjectHasNoPath) {
+  commit();
+  fs::rename(folder() / "memory", directory_.path() / "elsewhere");
+  fs::create_symlink(directory_.path() / "elsewhere", folder() / "memory");
+  EXPECT_EQ(store_->object_path(kId, "memory").error().kind(), ErrorKind::kDamaged);
+}
+
+}  // namespace
+}  // namespace vmsieve
