@@ -345,7 +345,7 @@ Result<SaveReport> save_once(const VmAddress& address, Store& store, const SaveO
   MemoryObjectWriter writer(*memory_object, checkpoint->id());
   progress({"finding the kernel", 0, 0});
   VMSIEVE_TRY(find_kernel(save));
-  VMSIEVE_TRY(prepare_disks(save, *checkpoint));
+  VMSIEVE_TRY(prepare_disks(save, store, *checkpoint));
   VMSIEVE_ASSIGN(Way way, begin_capture(save, store, *guard));
 
   // ---- The guest stops and runs again.

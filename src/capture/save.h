@@ -25,8 +25,7 @@ enum class SaveMode { kAny, kLive, kPaused };
 struct DiskOptions {
   /// How their point in time is taken; none: it is not, and the user cares for them.
   std::optional<DiskWay> way = DiskWay::kSnapshot;
-  bool asked_for = false;  ///< by the user: it is an error where it cannot be done
-  std::string folder;      ///< of overlays; empty: beside each image
+  std::string folder;  ///< of overlays; empty: beside each image
 };
 
 struct SaveOptions {

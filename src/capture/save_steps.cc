@@ -57,8 +57,10 @@ Result<void> describe_machine(Save& save) {
 
 Result<void> attach_and_describe(Save& save, const VmAddress& address) {
   VMSIEVE_ASSIGN(save.vm, attach(address));
-  if (address.libvirt)
-    save.manifest.libvirt = {address.libvirt->uri(), address.libvirt->name(), address.libvirt->xml()};
+  if (address.libvirt) {
+    VMSIEVE_ASSIGN(std::string xml, read_domain_xml(*save.vm.qmp));
+    save.manifest.libvirt = {address.libvirt->uri(), address.libvirt->name(), std::move(xml)};
+  }
   VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
   VMSIEVE_TRY(check_migratable(*save.vm.qmp));
   return describe_machine(save);
@@ -70,23 +72,36 @@ Result<void> check_same_memory(Save& save) {
   return Error(ErrorKind::kBusy, "memory was plugged or unplugged while the checkpoint was taken: try again");
 }
 
-Result<void> prepare_disks(Save& save, CheckpointWriter& checkpoint) {
-  if (save.disks.empty()) return {};
-  std::optional<DiskWay> way = save.options.disks.way;
-  std::string why;
-  if (way == DiskWay::kSnapshot && !save.manifest.libvirt.xml.empty()) {
-    // Its XML would go on naming the images, which nobody may write to any more.
-    why = "libvirt runs this VM; take them with --disk copy";
-    if (save.options.disks.asked_for)
-      return Error(ErrorKind::kUnsupported, "disks are not taken by overlays: " + why);
-    way.reset();
+namespace {
+
+/// The chain of the checkpoint after which a VM went on with `overlay`.
+std::vector<std::string> earlier_chain(const Store& store, const std::string& overlay) {
+  const auto ids = store.disk_records();
+  if (!ids) return {};
+  for (const auto* list : {&ids->checkpoints, &ids->forsaken}) {
+    for (const std::string& id : *list) {
+      const auto text = store.read_disks(id);
+      const auto record = text ? decode_disks(*text) : Result<DiskRecord>{text.error()};
+      if (!record) continue;
+      for (const SavedDisk& disk : record->disks) {
+        if (disk.overlay == overlay) return disk.chain;
+      }
+    }
   }
+  return {};
+}
+
+}  // namespace
+
+Result<void> prepare_disks(Save& save, const Store& store, CheckpointWriter& checkpoint) {
+  if (save.disks.empty()) return {};
+  const std::optional<DiskWay> way = save.options.disks.way;
   if (!way) {
     for (const WritableDisk& disk : save.disks) {
-      save.warnings.push_back(fmt::format(
-          "the writable disk {} ({}) is not part of this checkpoint{}: keep a copy of it from the "
-          "moment of the save",
-          disk.device, disk.file, why.empty() ? "" : " (" + why + ")"));
+      save.warnings.push_back(
+          fmt::format("the writable disk {} ({}) is not part of this checkpoint: keep a copy of it from the "
+                      "moment of the save",
+                      disk.device, disk.file));
     }
     return {};
   }
@@ -98,7 +113,9 @@ Result<void> prepare_disks(Save& save, CheckpointWriter& checkpoint) {
            .way = *way,
            .folder = save.options.disks.folder,
            .working_directory = save.vm.process.working_directory,
+           .libvirt = !save.manifest.libvirt.xml.empty(),
            .note = [&](const DiskRecord& record) { return checkpoint.note_disks(encode_disks(record)); },
+           .earlier_chain = [&](const std::string& overlay) { return earlier_chain(store, overlay); },
            .copy_file = [&](u64 number) { return checkpoint.create_file(disk_object(number)); }}));
   save.manifest.disks = to_string(*way);
   return {};

@@ -57,7 +57,7 @@ Result<void> attach_and_describe(Save& save, const VmAddress& address);
 Result<void> check_same_memory(Save& save);
 
 /// Gets ready to take the instant of the disks, as the options say, with the guest running.
-Result<void> prepare_disks(Save& save, CheckpointWriter& checkpoint);
+Result<void> prepare_disks(Save& save, const Store& store, CheckpointWriter& checkpoint);
 
 /// After the instant, with the guest running again: what is to be known of the disks, and the objects that
 /// hold copies of them.

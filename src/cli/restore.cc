@@ -163,23 +163,27 @@ int restore_all_clones(Store& store, const std::string& id, const Options& optio
   return status;
 }
 
-int restore_domain(const CheckpointReader& reader, const RestoreOptions& options, const Common& common) {
-  const auto restored = restore_in_libvirt(reader, options, progress_bar(common));
+int restore_domain(Store& store, const CheckpointReader& reader, const RestoreOptions& options,
+                   const Common& common) {
+  const auto restored = restore_in_libvirt(store, reader, options, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
   const std::string& id = reader.manifest().id;
   if (common.json) {
-    print_json({{"checkpoint", id},
-                {"mode", "eager"},
-                {"pid", restored->pid},
-                {"qmp", ""},
-                {"ready_ms", restored->ready_ms},
-                {"running", restored->running},
-                {"vm", restored->vm}});
+    Json json{{"checkpoint", id},
+              {"mode", "eager"},
+              {"pid", restored->pid},
+              {"qmp", ""},
+              {"ready_ms", restored->ready_ms},
+              {"running", restored->running},
+              {"vm", restored->vm}};
+    if (!restored->disks.empty()) json["disks"] = restored->disks;
+    print_json(json);
   } else {
     fmt::print("checkpoint {} {} as {} (process {}) after {}\n", id,
                restored->running ? "runs" : "stands stopped", restored->vm, restored->pid,
                human_ms(restored->ready_ms));
+    for (const std::string& disk : restored->disks) fmt::print("writes to {}\n", disk);
   }
   return kExitOk;
 }
@@ -208,7 +212,7 @@ int restore_checkpoint(Options& options, const Common& common) {
   const auto reader = CheckpointReader::open(**store, *id);
   if (!reader) return report(reader.error(), common);
   if (belongs_to_libvirt((*reader)->manifest(), restoring) && options.clones == 0 && !options.foreground)
-    return restore_domain(**reader, restoring, common);
+    return restore_domain(**store, **reader, restoring, common);
   if (options.clones > 0) return restore_all_clones(**store, *id, options, common);
   if (options.foreground || options.wait || options.eager)
     return restore_to_the_end(**store, *id, options, common);

@@ -72,7 +72,6 @@ Result<SaveOptions> save_options(const SavingOptions& options) {
   saving.threads = options.threads;
   saving.buffer_bytes = options.buffer_mib * kMiB;
   saving.longest_wait = std::chrono::seconds(options.longest_wait_s);
-  saving.disks.asked_for = !options.disk.empty();
   if (options.disk == "internal") saving.disks.way = DiskWay::kInternal;
   if (options.disk == "copy") saving.disks.way = DiskWay::kCopy;
   if (options.disk == "none") saving.disks.way.reset();

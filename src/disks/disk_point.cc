@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "vmsieve/disks/image_file.h"
+#include "vmsieve/disks/tidy.h"
 #include "vmsieve/qemu/qmp_wire.h"
 
 namespace vmsieve {
@@ -27,6 +28,13 @@ std::string resolved(const std::string& path, const std::string& working_directo
 }
 
 Json cache_of(const WritableDisk& disk) { return {{"direct", disk.direct}, {"no-flush", disk.no_flush}}; }
+
+/// A raw node may begin somewhere in its file, or end there (`offset`, `size`): QEMU then tells its options.
+bool is_part_of_a_file(const std::string& file) {
+  if (!file.starts_with("json:")) return false;
+  const Json node = Json::parse(file.begin() + 5, file.end(), nullptr, /*allow_exceptions=*/false);
+  return node.is_object() && (node.contains("offset") || node.contains("size"));
+}
 
 Result<void> create(QmpClient& qmp, const std::string& job, Json options) {
   VMSIEVE_TRY(
@@ -90,6 +98,8 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
     return cannot(fmt::format("its topmost node is of the driver {}", disk.driver));
   const auto path = image_path(disk.file);
   if (!path) return cannot("it is in no local file");
+  if (is_part_of_a_file(disk.file)) return cannot("it is only a part of its file");
+  if (disk.encrypted) return cannot("it is encrypted, and the checkpoint would not hold its key");
   saved.image = resolved(*path, options_.working_directory);
   if (options_.way == DiskWay::kInternal) {
     if (disk.driver != "qcow2") return cannot("only qcow2 images take snapshots in themselves");
@@ -104,10 +114,14 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
       return cannot("what is written from now on needs a file: give a folder for it with --disk-folder");
     if (file_exists(saved.overlay)) return cannot(saved.overlay + " is there already");
   }
-  // One that is in other namespaces than ours has its images' prints and chains from there, or none.
   auto chain = chain_of(saved.image);
+  // A copy needs no image that we can see.
+  if (!chain && options_.way == DiskWay::kCopy) chain = std::vector{saved.image};
   if (!chain) return cannot(chain.error().message());
   saved.chain = std::move(*chain);
+  for (const std::string& earlier : options_.earlier_chain(saved.image)) {
+    if (std::ranges::find(saved.chain, earlier) == saved.chain.end()) saved.chain.push_back(earlier);
+  }
   return saved;
 }
 
@@ -127,7 +141,9 @@ Result<std::unique_ptr<DiskPoint>> DiskPoint::prepare(QmpClient& qmp, const std:
     const SavedDisk& saved = record.disks[i];
     const auto prepared = [&]() -> Result<void> {
       switch (record.way) {
-        case DiskWay::kSnapshot: return point->prepare_overlay(disk, saved, i);
+        case DiskWay::kSnapshot:
+          return point->options_.libvirt ? point->prepare_file_for_libvirt(saved)
+                                         : point->prepare_overlay(disk, saved, i);
         case DiskWay::kCopy: return point->prepare_copy(disk, saved, i);
         case DiskWay::kInternal: break;
       }
@@ -139,7 +155,29 @@ Result<std::unique_ptr<DiskPoint>> DiskPoint::prepare(QmpClient& qmp, const std:
     if (!prepared)
       return prepared.error().with_context(fmt::format("the disk {} ({})", disk.device, saved.image));
   }
+  if (point->options_.libvirt && record.way == DiskWay::kSnapshot) VMSIEVE_TRY(point->prepare_libvirt());
   return point;
+}
+
+/// libvirt's QEMU opens it, as another user.
+Result<void> DiskPoint::prepare_file_for_libvirt(const SavedDisk& saved) {
+  files_.push_back(saved.overlay);
+  // -u: the image is in use.
+  VMSIEVE_TRY(run_qemu_img({"create", "-q", "-u", "-f", "qcow2", "-F", saved.format, "-b", saved.image,
+                            saved.overlay, std::to_string(saved.virtual_bytes)}));
+  VMSIEVE_TRY(give_to_owner_of(saved.image, saved.overlay));
+  sync_folder_of(saved.overlay);
+  return {};
+}
+
+Result<void> DiskPoint::prepare_libvirt() {
+  Json disks = Json::array();
+  for (const SavedDisk& disk : record_.disks)
+    disks.push_back({{"image", disk.image}, {"overlay", disk.overlay}});
+  VMSIEVE_ASSIGN(const Json prepared,
+                 qmp_.execute("vmsieve-disk-prepare", Json{{"disks", std::move(disks)}}, kBlockTimeout));
+  libvirts_snapshot_ = json_string(prepared, "xml");
+  return {};
 }
 
 Result<void> DiskPoint::prepare_overlay(const WritableDisk& disk, const SavedDisk& saved, u64 number) {
@@ -206,9 +244,15 @@ Result<void> DiskPoint::prepare_copy(const WritableDisk& disk, const SavedDisk& 
   return {};
 }
 
+Result<Json> DiskPoint::take_all() {
+  if (!libvirts_snapshot_.empty())
+    return qmp_.execute("vmsieve-disk-snapshot", Json{{"xml", libvirts_snapshot_}}, kBlockTimeout);
+  return qmp_.execute("transaction", Json{{"actions", actions_}}, kBlockTimeout);
+}
+
 Result<void> DiskPoint::take() {
-  if (actions_.empty()) return {};
-  auto done = qmp_.execute("transaction", Json{{"actions", actions_}}, kBlockTimeout);
+  if (record_.disks.empty()) return {};
+  const auto done = take_all();
   if (done.ok()) {
     taken_ = true;
     return {};
@@ -233,6 +277,9 @@ Result<DiskRecord> DiskPoint::finish(const ProgressFunction& progress) {
       // It goes on changing.
       if (record_.way == DiskWay::kInternal) disk.print = {};
     }
+    // It is about the next start only.
+    if (!libvirts_snapshot_.empty())
+      (void)qmp_.execute("vmsieve-disk-forget-chains", Json::object(), kBlockTimeout);
   }
   VMSIEVE_TRY(options_.note(record_));
   return record_;
@@ -259,7 +306,10 @@ DiskPoint::~DiskPoint() {
   }
   while (!close_nodes().ok()) {
   }
-  for (const std::string& file : files_) (void)::unlink(file.c_str());
+  for (const std::string& file : files_) {
+    // libvirt may say that it has failed when QEMU has done it.
+    if (!options_.libvirt || users_of(file).empty()) (void)::unlink(file.c_str());
+  }
 }
 
 }  // namespace vmsieve

@@ -21,14 +21,18 @@ struct DiskPointOptions {
   DiskWay way = DiskWay::kSnapshot;
   std::string folder;             ///< for overlays; empty: beside each image
   std::string working_directory;  ///< of QEMU, where relative names begin
+  bool libvirt = false;           ///< the monitor is a LibvirtDomain's
   /// Makes a record durable; called before anything changes that the record tells of.
   std::function<Result<void>(const DiskRecord&)> note;
+  /// The chain of the disk at the checkpoint after which the VM went on with this file; empty when that is
+  /// not known. So a VM whose disks were flattened is known by the image on its command line all the same.
+  std::function<std::vector<std::string>(const std::string& overlay)> earlier_chain;
   /// kCopy: a new empty file in the store, open for reading and writing; the number counts from 0.
   std::function<Result<UniqueFd>(u64 number)> copy_file;
 };
 
-/// One instant of all writable disks of a VM, in steps around the pause. Of a VM that libvirt runs only the
-/// ways that leave its disks' names as they are. From one thread.
+/// One instant of all writable disks of a VM, in steps around the pause. Of a VM that libvirt runs, libvirt
+/// makes it where the disks get other names, and knows them from then on. From one thread.
 ///
 /// When it is destroyed before take(), nothing is left of it. After take() the VM writes to overlays,
 /// whatever becomes of the checkpoint: tidy_disks() puts them back together by the record.
@@ -55,6 +59,9 @@ class DiskPoint {
   DiskPoint(QmpClient& qmp, DiskPointOptions options) : qmp_(qmp), options_(std::move(options)) {}
   Result<SavedDisk> describe(const WritableDisk& disk, u64 number) const;
   Result<void> prepare_overlay(const WritableDisk& disk, const SavedDisk& saved, u64 number);
+  Result<void> prepare_file_for_libvirt(const SavedDisk& saved);
+  Result<void> prepare_libvirt();
+  Result<QmpClient::Json> take_all();
   Result<void> prepare_copy(const WritableDisk& disk, const SavedDisk& saved, u64 number);
   Result<void> close_nodes();
   std::string node(u64 number) const;
@@ -64,8 +71,9 @@ class DiskPoint {
   DiskPointOptions options_;
   DiskRecord record_;
   QmpClient::Json actions_ = QmpClient::Json::array();
+  std::string libvirts_snapshot_;   ///< what libvirt is to do instead
   std::vector<std::string> nodes_;  ///< made by us, the uppermost last
-  std::vector<std::string> files_;  ///< made by QEMU for us
+  std::vector<std::string> files_;  ///< of overlays
   std::vector<u64> fdsets_;
   bool taken_ = false;
 };

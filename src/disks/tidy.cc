@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/disks/tidy.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -44,6 +45,44 @@ struct Holder {
   VmLock lock;
   std::unique_ptr<QmpClient> qmp;
 };
+
+/// What libvirt says of the disk in whose chain a file is.
+struct LibvirtDisk {
+  std::string target;       ///< libvirt's name of it; empty: the file is in none
+  std::string file, under;  ///< the file and its backing file, as libvirt calls them
+  bool active = false;      ///< the domain writes to the file
+  std::string job;          ///< "commit", "active-commit", "another"; empty: none
+  std::string mirror;       ///< where the job copies it to
+  bool ready = false;       ///< both hold the same
+  u64 done = 0, total = 0;
+};
+
+Result<LibvirtDisk> libvirt_disk_with(QmpClient& qmp, const std::string& file) {
+  VMSIEVE_ASSIGN(const Json state, qmp.execute("vmsieve-disk-state", Json{{"file", file}}, kCommandPatience));
+  return LibvirtDisk{.target = json_string(state, "target"),
+                     .file = json_string(state, "file"),
+                     .under = json_string(state, "under"),
+                     .active = json_true(state, "active"),
+                     .job = json_string(state, "job"),
+                     .mirror = json_string(state, "mirror"),
+                     .ready = json_true(state, "ready"),
+                     .done = json_u64(state, "done").value_or(0),
+                     .total = json_u64(state, "total").value_or(0)};
+}
+
+/// Did the process start before this moment (nanoseconds since 1970), and not just before it?
+bool started_before(const QemuProcess& process, u64 moment) {
+  constexpr u64 kSecond = 1'000'000'000;
+  timespec wall{};
+  timespec boot{};
+  if (::clock_gettime(CLOCK_REALTIME, &wall) != 0 || ::clock_gettime(CLOCK_BOOTTIME, &boot) != 0)
+    return false;
+  const auto ns = [](const timespec& time) {
+    return static_cast<u64>(time.tv_sec) * kSecond + static_cast<u64>(time.tv_nsec);
+  };
+  const u64 started = process.start_ticks * (kSecond / static_cast<u64>(::sysconf(_SC_CLK_TCK)));
+  return ns(wall) - ns(boot) + started + kSecond < moment;
+}
 
 Error waiting(std::string why) { return {ErrorKind::kBusy, std::move(why)}; }
 
@@ -174,10 +213,40 @@ class Tidy {
       if (users.empty() && print.bytes == 0) (void)::unlink(overlay.c_str());
       return {};
     }
-    if (users.empty()) return merge_offline(record, disk, *image);
+    if (users.empty()) {
+      VMSIEVE_ASSIGN(const bool removed, remove_untaken(overlay, *image));
+      return removed ? Result<void>{} : merge_offline(record, disk, *image);
+    }
     if (users.size() > 1) return waiting(fmt::format("processes {} and {} have it open", users[0], users[1]));
     VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
     return merge_online(record, disk, *image, holder);
+  }
+
+  /// Of a save of a domain of libvirt's that was killed before the instant: the VM still writes to the image,
+  /// and nobody has ever written to the overlay.
+  Result<bool> remove_untaken(const std::string& overlay, const std::string& image) const {
+    VMSIEVE_ASSIGN(const bool empty, is_empty_image(overlay));
+    if (!empty || why_needed(overlay, "", -1)) return false;
+    VMSIEVE_ASSIGN(const bool in_use, is_held_for_writing(image));
+    const std::vector<pid_t> users = users_of(image);
+    if (!in_use || users.size() != 1 || !read_qemu_process(users[0])) return false;
+    // What libvirt is still about to do is done when it answers.
+    VMSIEVE_ASSIGN(const Holder holder, hold(users[0]));
+    VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
+    const BlockNode* const node = chains.image(image);
+    const auto top = chains.top_over(image);
+    if (node == nullptr || !top || *top != node->name) return false;
+    // Nobody can open it from here on; who has done so is seen.
+    const std::string aside = overlay + ".untaken";
+    if (::rename(overlay.c_str(), aside.c_str()) != 0)
+      return errno_error(errno, fmt::format("cannot remove {}", overlay));
+    if (users_of(aside).empty()) {
+      (void)::unlink(aside.c_str());
+      return true;
+    }
+    if (::rename(aside.c_str(), overlay.c_str()) != 0)
+      return errno_error(errno, fmt::format("cannot give {} its name back", overlay));
+    return waiting("a process has opened it just now");
   }
 
   static Result<Holder> hold(pid_t pid) {
@@ -196,7 +265,7 @@ class Tidy {
   Result<void> merge_online(DiskRecord& record, const SavedDisk& disk, const std::string& image,
                             Holder& holder) {
     QmpClient& qmp = *holder.qmp;
-    if (holder.vm.libvirt) return waiting("libvirt runs the VM: merge its disks with virsh blockcommit");
+    if (holder.vm.libvirt) return merge_by_libvirt(record, disk, image, holder);
     const std::string job = overlay_node(record.checkpoint, number_of(record, disk.overlay));
     VMSIEVE_TRY(end_old_job(record, disk, qmp, job));
     VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(qmp, holder.vm.process.working_directory));
@@ -216,19 +285,82 @@ class Tidy {
       // Else QEMU may write a name that only it understands ("json:...") into the header above.
       arguments["backing-file"] = image;
     }
-    // A file that was closed a moment ago may be locked still (a killed QEMU's, or QEMU's own of a job
-    // before).
-    for (int attempt = 1;; ++attempt) {
-      const auto begun = qmp.execute("block-commit", arguments, kCommandPatience);
-      if (begun.ok()) break;
-      if (begun.error().kind() != ErrorKind::kRefused || attempt == kAttempts) return begun.error();
-      std::this_thread::sleep_for(kBetweenAttempts);
-    }
+    VMSIEVE_TRY(begin_commit(qmp, "block-commit", arguments));
     if (active) VMSIEVE_TRY(pivot(record, disk, qmp, job));
     VMSIEVE_TRY(wait_for_job(qmp, job, progress_));
     VMSIEVE_ASSIGN(const VmChains after, VmChains::read(qmp, holder.vm.process.working_directory));
     if (after.top_over(disk.overlay)) return waiting("QEMU still has it in the chain of a disk");
     return take_leave(record, disk, image, after, *over, qmp);
+  }
+
+  /// A file that was closed a moment ago may be locked still (a killed QEMU's, or QEMU's own of a job
+  /// before).
+  static Result<void> begin_commit(QmpClient& qmp, const char* command, const Json& arguments) {
+    for (int attempt = 1;; ++attempt) {
+      const auto begun = qmp.execute(command, arguments, kCommandPatience);
+      if (begun.ok()) return {};
+      if (begun.error().kind() != ErrorKind::kRefused || attempt == kAttempts) return begun.error();
+      std::this_thread::sleep_for(kBetweenAttempts);
+    }
+  }
+
+  /// The same by libvirt, which knows from then on what the domain's disks are, and closes what is merged.
+  Result<void> merge_by_libvirt(DiskRecord& record, const SavedDisk& disk, const std::string& image,
+                                Holder& holder) {
+    QmpClient& qmp = *holder.qmp;
+    VMSIEVE_TRY(end_libvirts_job(record, disk, image, qmp));
+    VMSIEVE_ASSIGN(const LibvirtDisk over, libvirt_disk_with(qmp, disk.overlay));
+    if (over.target.empty()) return leave_by_libvirt(record, disk, image, qmp);
+    if (!over.job.empty()) return waiting(fmt::format("libvirt has a job on the disk {}", over.target));
+    if (!same_file(over.under, image))
+      return waiting(fmt::format("libvirt does not know that {} is under it", image));
+    if (const auto why = why_needed(image, disk.overlay, holder.vm.process.pid)) return waiting(*why);
+    if (!over.active) {
+      VMSIEVE_TRY(note_renamed(record, disk.overlay));
+      VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.leaving, disk.overlay); }));
+    }
+    VMSIEVE_TRY(begin_commit(
+        qmp, "vmsieve-disk-commit",
+        Json{{"target", over.target}, {"file", over.file}, {"under", over.under}, {"active", over.active}}));
+    VMSIEVE_TRY(end_libvirts_job(record, disk, image, qmp));
+    VMSIEVE_ASSIGN(const LibvirtDisk after, libvirt_disk_with(qmp, disk.overlay));
+    if (!after.target.empty()) return waiting("libvirt still has it in the chain of a disk");
+    return leave_by_libvirt(record, disk, image, qmp);
+  }
+
+  /// Waits for a commit of the overlay, also one of somebody who was killed; an active one is completed as by
+  /// pivot().
+  Result<void> end_libvirts_job(DiskRecord& record, const SavedDisk& disk, const std::string& image,
+                                QmpClient& qmp) {
+    for (milliseconds pause{1};; pause = std::min(2 * pause, milliseconds{50})) {
+      VMSIEVE_ASSIGN(const LibvirtDisk now, libvirt_disk_with(qmp, disk.overlay));
+      const bool active = now.job == "active-commit" && now.active && same_file(now.mirror, image);
+      if (!active && now.job != "commit") return {};
+      if (active && now.ready) {
+        // ---- if QEMU dies between this and the next change, nobody knows which of the two is the disk ----
+        VMSIEVE_TRY(change(record, [&](DiskRecord& noted) { add(noted.leaving, disk.overlay); }));
+        VMSIEVE_TRY(qmp.execute("vmsieve-disk-pivot", Json{{"target", now.target}}, kCommandPatience));
+        return {};
+      }
+      if (progress_) progress_({"merging", now.done, now.total});
+      std::this_thread::sleep_for(pause);
+    }
+  }
+
+  /// The overlay is in no disk of the domain.
+  Result<void> leave_by_libvirt(DiskRecord& record, const SavedDisk& disk, const std::string& image,
+                                QmpClient& qmp) {
+    VMSIEVE_ASSIGN(const LibvirtDisk under, libvirt_disk_with(qmp, image));
+    (void)qmp.execute("vmsieve-disk-forget-chains", Json::object(), kCommandPatience);
+    const bool is_merged = contains(record.leaving, disk.overlay) && !under.target.empty();
+    if (is_merged) VMSIEVE_TRY(mark_merged(record, disk));
+    // libvirt closes it when it has said that all is done.
+    for (int attempt = 1; attempt < kAttempts && !users_of(disk.overlay).empty(); ++attempt)
+      std::this_thread::sleep_for(kBetweenAttempts);
+    if (is_merged) return remove_merged(record, disk);
+    if (const auto users = users_of(disk.overlay); !users.empty())
+      return waiting(fmt::format("process {} has it open", users.front()));
+    return merge_offline(record, disk, image);
   }
 
   /// QEMU is about to write another backing file's name into what is over the overlay.
@@ -368,7 +500,7 @@ class Tidy {
   /// the name by which the VM's disk is known.
   Result<void> merge_offline(DiskRecord& record, const SavedDisk& disk, const std::string& image) {
     const bool leaving = contains(record.leaving, disk.overlay);
-    if (leaving && was_passed_over(disk.overlay, image)) {
+    if (leaving && (was_passed_over(disk.overlay, image) || has_left(disk.overlay, image))) {
       VMSIEVE_TRY(mark_merged(record, disk));
       return remove_merged(record, disk);
     }
@@ -401,6 +533,17 @@ class Tidy {
       }
     }
     return false;
+  }
+
+  /// A QEMU that wrote to the overlay writes to the image now, and has closed the overlay: as libvirt's does
+  /// at the end of a merge.
+  static bool has_left(const std::string& overlay, const std::string& image) {
+    const std::vector<pid_t> users = users_of(image);
+    if (users.size() != 1) return false;
+    const auto qemu = read_qemu_process(users[0]);
+    const auto in_use = is_held_for_writing(image);
+    const auto print = print_of(overlay);
+    return qemu.ok() && in_use.ok() && *in_use && print.ok() && started_before(*qemu, print->modified_ns);
   }
 
   /// What was made over the overlay is over the image now: it was merged, and nobody came to note it.

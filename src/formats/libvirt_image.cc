@@ -31,8 +31,28 @@ std::vector<pid_t> qemus_of(const std::string& domain) {
   return found;
 }
 
-Result<void> feed_libvirt(const CheckpointReader& reader, bool running, unsigned threads,
-                          const ProgressFunction& progress) {
+Result<RestoredDisks> make_domains_disks(Store& store, const Manifest& manifest,
+                                         const RestoreOptions& options) {
+  if (manifest.disks.empty() || options.disks_as_they_are) return RestoredDisks{};
+  if (options.disks.temporary) {
+    return Error(ErrorKind::kUnsupported,
+                 "libvirt finds the disks of a domain by their names: temporary ones need a QEMU of its own "
+                 "(--qmp PATH)");
+  }
+  RestoredDiskOptions disks = options.disks;
+  disks.for_another = true;
+  return RestoredDisks::make(store, manifest, disks, "");
+}
+
+Result<std::string> xml_with(const std::string& xml, const RestoredDisks& disks) {
+  if (disks.disks().empty()) return xml;
+  std::vector<DomainOverlay> overlays;
+  for (const RestoredDisks::Disk& disk : disks.disks()) overlays.push_back({disk.saved.chain, disk.overlay});
+  return put_overlays_into(xml, overlays);
+}
+
+Result<void> feed_libvirt(const CheckpointReader& reader, const std::string& xml, bool running,
+                          unsigned threads, const ProgressFunction& progress) {
   const Manifest& manifest = reader.manifest();
   VMSIEVE_ASSIGN(const auto fifo, LibvirtFifo::make());
   const unsigned used = threads != 0 ? threads : std::max(1U, std::thread::hardware_concurrency());
@@ -43,7 +63,7 @@ Result<void> feed_libvirt(const CheckpointReader& reader, bool running, unsigned
                                [&](pid_t pid) { return std::ranges::find(others, pid) == others.end(); });
   };
   const auto write = [&]() -> Result<u64> {
-    const auto head = LibvirtImageHead::encode(manifest.libvirt.xml, manifest.was_running);
+    const auto head = LibvirtImageHead::encode(xml, manifest.was_running);
     VMSIEVE_ASSIGN(UniqueFd fd, fifo->serve_head(head, is_loading));
     return export_libvirt_stream(reader, used, std::move(fd), progress);
   };
@@ -109,8 +129,8 @@ bool belongs_to_libvirt(const Manifest& manifest, const RestoreOptions& options)
          options.set.empty() && options.extra_arguments.empty() && !options.omitted_fill;
 }
 
-Result<RestoreReport> restore_in_libvirt(const CheckpointReader& reader, const RestoreOptions& options,
-                                         const ProgressFunction& progress) {
+Result<RestoreReport> restore_in_libvirt(Store& store, const CheckpointReader& reader,
+                                         const RestoreOptions& options, const ProgressFunction& progress) {
   const Stopwatch watch;
   const Manifest& manifest = reader.manifest();
   if (options.mode == RestoreMode::kLazy) {
@@ -119,18 +139,15 @@ Result<RestoreReport> restore_in_libvirt(const CheckpointReader& reader, const R
         "libvirt loads all of a domain's memory before it runs: a lazy restore needs a QEMU of its own");
   }
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
-  if (!manifest.disks.empty() && !options.disks_as_they_are) {
-    return make_error(
-        ErrorKind::kUnsupported,
-        "checkpoint {} holds disks, which libvirt is not given yet: restore it in a QEMU of its "
-        "own (--qmp PATH), or with --disks-as-they-are",
-        manifest.id);
-  }
+  VMSIEVE_ASSIGN(RestoredDisks disks, make_domains_disks(store, manifest, options));
+  VMSIEVE_ASSIGN(const std::string xml, xml_with(manifest.libvirt.xml, disks));
   RestoreReport report;
   report.was_running = manifest.was_running;
   report.running = options.after == AfterRestore::kAsSaved ? manifest.was_running
                                                            : options.after == AfterRestore::kRunning;
-  VMSIEVE_TRY(feed_libvirt(reader, report.running, options.threads, progress));
+  VMSIEVE_TRY(feed_libvirt(reader, xml, report.running, options.threads, progress));
+  disks.keep();
+  report.disks = disks.overlays();
   report.ready_ms = watch.ms();
   report.vm = "libvirt:" + manifest.libvirt.domain;
   VMSIEVE_ASSIGN(const VmAddress address, resolve_vm(report.vm));

@@ -44,9 +44,10 @@ struct LibvirtImageHead {
 bool belongs_to_libvirt(const Manifest& manifest, const RestoreOptions& options);
 
 /// Gives such a checkpoint to libvirt as `virsh restore` does it, through a FIFO and not a file. Its domain
-/// runs, or stands stopped, when this returns. kRefused with libvirt's own words: then there is no such
-/// domain, nor when a frame is damaged. kUnsupported for RestoreMode::kLazy.
-Result<RestoreReport> restore_in_libvirt(const CheckpointReader& reader, const RestoreOptions& options,
-                                         const ProgressFunction& progress);
+/// runs, or stands stopped, when this returns, on fresh files over the checkpoint's disks (RestoredDisks).
+/// kRefused with libvirt's own words: then there is no such domain, nor when a frame is damaged. kUnsupported
+/// for RestoreMode::kLazy, and for temporary disks.
+Result<RestoreReport> restore_in_libvirt(Store& store, const CheckpointReader& reader,
+                                         const RestoreOptions& options, const ProgressFunction& progress);
 
 }  // namespace vmsieve

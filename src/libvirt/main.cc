@@ -4,8 +4,10 @@
 //
 //   vmsieve-libvirt serve SOCKET NAME [URI]   a QMP monitor on SOCKET for the domain
 //   vmsieve-libvirt restore FILE running|paused [URI]   what `virsh restore FILE` does
+//   vmsieve-libvirt redisk   a domain's XML ("xml") in which other images are its disks ("disks": "chain" of
+//                            the image, "overlay"), both from an object of JSON on standard input
 //
-// Both print one line of JSON: an object with what is asked for, or {"error": TEXT, "kind": KIND}.
+// All print one line of JSON: an object with what is asked for, or {"error": TEXT, "kind": KIND}.
 
 #include <libvirt/libvirt-qemu.h>
 #include <libvirt/libvirt.h>
@@ -17,11 +19,13 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <thread>
@@ -30,6 +34,7 @@
 #include <nlohmann/json.hpp>
 
 #include "vmsieve/base/fd.h"
+#include "vmsieve/libvirt/domain_xml.h"
 #include "vmsieve/qemu/qmp_wire.h"
 
 namespace vmsieve {
@@ -40,6 +45,7 @@ using Json = nlohmann::json;
 /// After vmsieve has died its pause guard may come to let the guest run on.
 constexpr int kGraceMilliseconds = 10000;
 constexpr std::size_t kMostPassed = 16;
+constexpr std::size_t kMostInput = 32 << 20;
 
 struct ConnectionCloser {
   void operator()(virConnectPtr connection) const { virConnectClose(connection); }
@@ -47,11 +53,15 @@ struct ConnectionCloser {
 struct DomainFree {
   void operator()(virDomainPtr domain) const { virDomainFree(domain); }
 };
+struct SnapshotFree {
+  void operator()(virDomainSnapshotPtr snapshot) const { virDomainSnapshotFree(snapshot); }
+};
 struct Free {
   void operator()(char* text) const { std::free(text); }
 };
 using Connection = std::unique_ptr<virConnect, ConnectionCloser>;
 using Domain = std::unique_ptr<virDomain, DomainFree>;
+using Snapshot = std::unique_ptr<virDomainSnapshot, SnapshotFree>;
 using Text = std::unique_ptr<char, Free>;
 
 void print_line(const Json& json) {
@@ -81,6 +91,146 @@ Domain find_domain(virConnectPtr connection, const std::string& name) {
   if (virDomainPtr by_uuid = virDomainLookupByUUIDString(connection, name.c_str())) return Domain{by_uuid};
   return Domain{virDomainLookupByName(connection, name.c_str())};
 }
+
+std::vector<std::string> strings_in(const Json& object, const char* key) {
+  std::vector<std::string> strings;
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  if (it == object.end() || !it->is_array()) return strings;
+  for (const Json& one : *it) {
+    if (one.is_string()) strings.push_back(one);
+  }
+  return strings;
+}
+
+const Json& objects_in(const Json& object, const char* key) {
+  static const Json none = Json::array();
+  const auto it = object.is_object() ? object.find(key) : object.end();
+  return it != object.end() && it->is_array() ? *it : none;
+}
+
+const char* last_words() {
+  const virErrorPtr error = virGetLastError();
+  return error != nullptr && error->message != nullptr ? error->message : "unknown";
+}
+
+/// What is asked of libvirt and not of the domain's QEMU, as commands of the monitor.
+class DiskCommands {
+ public:
+  explicit DiskCommands(virDomainPtr domain) : domain_(domain) {}
+
+  static bool has(const std::string& name) { return name.starts_with("vmsieve-"); }
+
+  Result<Json> run(const std::string& name, const Json& arguments) {
+    if (name == "vmsieve-domain-xml") return domain_xml();
+    if (name == "vmsieve-disk-prepare") return prepare(arguments);
+    if (name == "vmsieve-disk-snapshot") return snapshot(arguments);
+    if (name == "vmsieve-disk-state") return state(arguments);
+    if (name == "vmsieve-disk-commit") return commit(arguments);
+    if (name == "vmsieve-disk-pivot") return pivot(arguments);
+    if (name == "vmsieve-disk-forget-chains") return forget_chains();
+    return make_error(ErrorKind::kUnsupported, "{} is no command", name);
+  }
+
+ private:
+  static Error refused() { return Error(ErrorKind::kRefused, last_words()); }
+
+  /// What an image of `virsh save` holds now.
+  Result<Json> domain_xml() {
+    const Text xml{virDomainGetXMLDesc(domain_, VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_MIGRATABLE)};
+    if (!xml) return refused();
+    return Json{{"xml", xml.get()}};
+  }
+
+  Result<DomainXml> live_xml() {
+    const Text xml{virDomainGetXMLDesc(domain_, 0)};
+    if (!xml) return refused();
+    return DomainXml::parse(xml.get());
+  }
+
+  /// Before the pause: what snapshot() is to be given for images and files over them.
+  Result<Json> prepare(const Json& arguments) {
+    std::vector<SnapshotDisk> disks;
+    for (const Json& disk : objects_in(arguments, "disks"))
+      disks.push_back({json_string(disk, "image"), json_string(disk, "overlay")});
+    VMSIEVE_ASSIGN(const DomainXml domain, live_xml());
+    VMSIEVE_ASSIGN(const std::string xml, snapshot_xml(domain, disks));
+    return Json{{"xml", xml}};
+  }
+
+  Result<Json> snapshot(const Json& arguments) {
+    const Snapshot made{virDomainSnapshotCreateXML(
+        domain_, json_string(arguments, "xml").c_str(),
+        VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY | VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC |
+            VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA | VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT)};
+    if (!made) return refused();
+    return Json::object();
+  }
+
+  /// In which disk's chain a file is, what is under it, and what libvirt does with that disk; an empty object
+  /// when it is in none.
+  Result<Json> state(const Json& arguments) {
+    const std::string file = json_string(arguments, "file");
+    VMSIEVE_ASSIGN(const DomainXml domain, live_xml());
+    for (const DomainXmlDisk& disk : domain.disks()) {
+      const auto it = std::ranges::find_if(disk.chain, [&](const std::string& one) {
+        std::error_code error;
+        return one == file || (std::filesystem::equivalent(one, file, error) && !error);
+      });
+      if (it == disk.chain.end()) continue;
+      virDomainBlockJobInfo info{};
+      const int jobs = virDomainGetBlockJobInfo(domain_, disk.target.c_str(), &info, 0);
+      if (jobs < 0) return refused();
+      Json state{{"target", disk.target},
+                 {"file", *it},
+                 {"under", it + 1 != disk.chain.end() ? *(it + 1) : ""},
+                 {"active", it == disk.chain.begin()}};
+      if (jobs > 0) {
+        state["job"] = info.type == VIR_DOMAIN_BLOCK_JOB_TYPE_COMMIT          ? "commit"
+                       : info.type == VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT ? "active-commit"
+                                                                              : "another";
+        state["mirror"] = disk.mirror;
+        state["ready"] = disk.mirror_ready;
+        state["done"] = info.cur;
+        state["total"] = info.end;
+      }
+      return state;
+    }
+    return Json::object();
+  }
+
+  /// Begins to put what is in `file` into what is under it.
+  Result<Json> commit(const Json& arguments) {
+    const unsigned flags = json_true(arguments, "active") ? VIR_DOMAIN_BLOCK_COMMIT_ACTIVE : 0;
+    if (virDomainBlockCommit(domain_, json_string(arguments, "target").c_str(),
+                             json_string(arguments, "under").c_str(), json_string(arguments, "file").c_str(),
+                             0, flags) != 0)
+      return refused();
+    return Json::object();
+  }
+
+  /// An active commit that is ready: the disk is the image under the file. Returns when it is.
+  Result<Json> pivot(const Json& arguments) {
+    if (virDomainBlockJobAbort(domain_, json_string(arguments, "target").c_str(),
+                               VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT) != 0)
+      return refused();
+    return Json::object();
+  }
+
+  /// With a snapshot libvirt writes down in the persistent XML what is under the disk's file, and would not
+  /// find what is merged while the domain is off.
+  Result<Json> forget_chains() {
+    if (virDomainIsPersistent(domain_) != 1) return Json::object();
+    const Text text{virDomainGetXMLDesc(domain_, VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_INACTIVE)};
+    if (!text) return refused();
+    VMSIEVE_ASSIGN(DomainXml xml, DomainXml::parse(text.get()));
+    if (!xml.forget_chains()) return Json::object();
+    const Domain defined{virDomainDefineXML(virDomainGetConnect(domain_), xml.text().c_str())};
+    if (!defined) return refused();
+    return Json::object();
+  }
+
+  virDomainPtr domain_;
+};
 
 /// One client of the monitor.
 class Session {
@@ -150,10 +300,30 @@ class Session {
       return send_error({}, "this is no command");
     const Json id = command.value("id", Json());
     const std::string name = command["execute"];
-    if (name == "qmp_capabilities")
-      return send(id.is_null() ? Json{{"return", Json::object()}}
-                               : Json{{"return", Json::object()}, {"id", id}});
+    if (name == "qmp_capabilities") return send_value(id, Json::object());
+    if (DiskCommands::has(name)) return answer_itself(command.value("arguments", Json::object()), name, id);
     return pass_on(command, name, id);
+  }
+
+  bool send_value(const Json& id, Json value) {
+    Json reply{{"return", std::move(value)}};
+    if (!id.is_null()) reply["id"] = id;
+    return send(reply);
+  }
+
+  bool send_failure(const Json& id, const std::string& words) {
+    // libvirt has gone: whoever comes for the guest needs a new connection. Our parent makes one.
+    if (virConnectIsAlive(virDomainGetConnect(domain_)) != 1) std::_Exit(1);
+    // Its QEMU has gone: as if it had closed its monitor.
+    if (virDomainIsActive(domain_) != 1) return false;
+    return send_error(id, words);
+  }
+
+  bool answer_itself(const Json& arguments, const std::string& name, const Json& id) {
+    passed_.clear();
+    auto value = DiskCommands(domain_).run(name, arguments);
+    if (!value) return send_failure(id, value.error().message());
+    return send_value(id, std::move(*value));
   }
 
   bool pass_on(Json command, const std::string& name, const Json& id) {
@@ -170,15 +340,7 @@ class Session {
     const Text text{answered};
     passed_.clear();
     if (name == "cont" && failed == 0) stopped_ = false;
-    if (failed != 0) {
-      const virErrorPtr error = virGetLastError();
-      const std::string words = error != nullptr && error->message != nullptr ? error->message : "unknown";
-      // libvirt has gone: whoever comes for the guest needs a new connection. Our parent makes one.
-      if (virConnectIsAlive(virDomainGetConnect(domain_)) != 1) std::_Exit(1);
-      // Its QEMU has gone: as if it had closed its monitor.
-      if (virDomainIsActive(domain_) != 1) return false;
-      return send_error(id, words);
-    }
+    if (failed != 0) return send_failure(id, last_words());
     Json reply = Json::parse(text.get() != nullptr ? text.get() : "", nullptr, false);
     if (!reply.is_object()) return send_error(id, "libvirt passed on no QMP reply");
     reply.erase("id");
@@ -262,21 +424,17 @@ int serve(const std::string& path, const std::string& name, const char* uri, std
     print_line({{"error", "libvirt:" + name + ": the domain does not run"}, {"kind", "not-found"}});
     return 1;
   }
-  const Text xml{virDomainGetXMLDesc(domain.get(), VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_MIGRATABLE)};
   const Text canonical_uri{virConnectGetURI(connection.get())};
   char uuid[VIR_UUID_STRING_BUFLEN] = {};
   const std::string hello = greeting(domain.get());
-  if (!xml || !canonical_uri || virDomainGetUUIDString(domain.get(), uuid) != 0 || hello.empty())
+  if (!canonical_uri || virDomainGetUUIDString(domain.get(), uuid) != 0 || hello.empty())
     return fail("libvirt:" + name);
   const auto listener = listen_at(path);
   if (!listener) {
     print_line({{"error", listener.error().message()}, {"kind", "io"}});
     return 1;
   }
-  print_line({{"name", virDomainGetName(domain.get())},
-              {"uuid", uuid},
-              {"uri", canonical_uri.get()},
-              {"xml", xml.get()}});
+  print_line({{"name", virDomainGetName(domain.get())}, {"uuid", uuid}, {"uri", canonical_uri.get()}});
   (void)std::fclose(stdout);
   serve_clients(listener->get(), domain.get(), hello, stopped);
   (void)::unlink(path.c_str());
@@ -333,13 +491,49 @@ int restore(const std::string& file, bool running, const char* uri) {
   return 0;
 }
 
+/// Standard input, to its end.
+Result<std::string> read_input() {
+  std::string text;
+  char chunk[65536];
+  for (;;) {
+    const ssize_t n = ::read(STDIN_FILENO, chunk, sizeof chunk);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(errno, "cannot read what is asked for");
+    if (n == 0) return text;
+    text.append(chunk, static_cast<std::size_t>(n));
+    if (text.size() > kMostInput) return Error(ErrorKind::kDamaged, "the domain's XML is too long");
+  }
+}
+
+Result<std::string> with_disks() {
+  VMSIEVE_ASSIGN(const std::string input, read_input());
+  const Json asked = Json::parse(input, nullptr, false);
+  VMSIEVE_ASSIGN(DomainXml xml, DomainXml::parse(json_string(asked, "xml")));
+  for (const Json& disk : objects_in(asked, "disks"))
+    VMSIEVE_TRY(xml.replace_image(strings_in(disk, "chain"), json_string(disk, "overlay")));
+  return xml.text();
+}
+
+int redisk() {
+  const auto xml = with_disks();
+  if (xml) {
+    print_line({{"xml", *xml}});
+    return 0;
+  }
+  const bool incompatible = xml.error().kind() == ErrorKind::kIncompatible;
+  print_line({{"error", xml.error().message()}, {"kind", incompatible ? "incompatible" : "damaged"}});
+  return 1;
+}
+
 int usage() {
-  (void)std::fputs("usage: vmsieve-libvirt serve SOCKET NAME [URI] | restore FILE running|paused [URI]\n",
-                   stderr);
+  (void)std::fputs(
+      "usage: vmsieve-libvirt serve SOCKET NAME [URI] | restore FILE running|paused [URI] | redisk\n",
+      stderr);
   return 2;
 }
 
 int run(const std::vector<std::string>& arguments) {
+  if (arguments == std::vector<std::string>{"redisk"}) return redisk();
   virSetErrorFunc(nullptr, [](void*, virErrorPtr) {});
   if (virInitialize() != 0) return fail("libvirt does not start");
   if (arguments.size() < 3 || arguments.size() > 4) return usage();

@@ -98,6 +98,8 @@ ErrorKind kind_of(const std::string& name) {
   if (name == "permission") return ErrorKind::kPermission;
   if (name == "vanished") return ErrorKind::kVanished;
   if (name == "io") return ErrorKind::kIo;
+  if (name == "incompatible") return ErrorKind::kIncompatible;
+  if (name == "damaged") return ErrorKind::kDamaged;
   return ErrorKind::kRefused;
 }
 
@@ -125,6 +127,16 @@ Result<Json> read_reply(int output, int patience) {
 std::vector<std::string> with_uri(std::vector<std::string> arguments, const std::string& uri) {
   if (!uri.empty()) arguments.push_back(uri);
   return arguments;
+}
+
+Result<void> send_all(int socket, const std::string& text) {
+  for (std::size_t done = 0; done < text.size();) {
+    const ssize_t n = ::send(socket, text.data() + done, text.size() - done, MSG_NOSIGNAL);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return errno_error(errno, fmt::format("{} does not read what it is asked", kProgram));
+    done += static_cast<std::size_t>(n);
+  }
+  return {};
 }
 
 }  // namespace
@@ -172,7 +184,6 @@ Result<std::unique_ptr<LibvirtDomain>> LibvirtDomain::open(const std::string& na
   domain->name_ = json_string(reply, "name");
   domain->uuid_ = json_string(reply, "uuid");
   domain->uri_ = json_string(reply, "uri");
-  domain->xml_ = json_string(reply, "xml");
   return domain;
 }
 
@@ -184,6 +195,25 @@ LibvirtDomain::~LibvirtDomain() {
   // Where libvirt does not answer, it stays to let the guest run on when it does.
   for (int waited = 0; waited < kEndMilliseconds && ::waitpid(pid_, nullptr, WNOHANG) == 0; ++waited)
     ::usleep(1000);
+}
+
+Result<std::string> read_domain_xml(QmpClient& qmp) {
+  VMSIEVE_ASSIGN(const Json reply, qmp.execute("vmsieve-domain-xml"));
+  return json_string(reply, "xml");
+}
+
+Result<std::string> put_overlays_into(const std::string& xml, const std::vector<DomainOverlay>& overlays) {
+  Json disks = Json::array();
+  for (const DomainOverlay& one : overlays) disks.push_back({{"chain", one.chain}, {"overlay", one.overlay}});
+  const Json asked{{"xml", xml}, {"disks", std::move(disks)}};
+  VMSIEVE_ASSIGN(Child child, start({"redisk"}));
+  const auto sent = send_all(child.input.get(), asked.dump(-1, ' ', false, Json::error_handler_t::replace));
+  child.input.reset();
+  const auto reply = read_reply(child.output.get(), -1);
+  (void)wait_for(child.pid);
+  VMSIEVE_TRY(sent);
+  if (!reply) return reply.error();
+  return json_string(*reply, "xml");
 }
 
 Result<void> restore_libvirt_image(const std::string& path, bool running, const std::string& uri) {

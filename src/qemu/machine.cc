@@ -115,6 +115,7 @@ Result<std::vector<WritableDisk>> read_writable_disks(QmpClient& qmp) {
                       .detect_zeroes = json_string(*inserted, "detect_zeroes")};
     if (const auto image = inserted->find("image"); image != inserted->end() && image->is_object()) {
       disk.virtual_bytes = json_u64(*image, "virtual-size").value_or(0);
+      disk.encrypted = json_true(*image, "encrypted");
     }
     if (const auto cache = inserted->find("cache"); cache != inserted->end()) {
       disk.direct = json_true(*cache, "direct");

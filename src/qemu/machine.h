@@ -51,6 +51,7 @@ struct WritableDisk {
   std::string node;    ///< name of its topmost node
   std::string driver;  ///< of that node: "raw", "qcow2", a filter's, ...
   u64 virtual_bytes = 0;
+  bool encrypted = false;
   bool direct = false;    ///< cache.direct
   bool no_flush = false;  ///< cache.no-flush
   std::string detect_zeroes;

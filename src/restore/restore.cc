@@ -202,10 +202,6 @@ void thaw(const Manifest& manifest, RestoreReport& report) {
       thawed.error().message()));
 }
 
-void tell_disks(const RestoredDisks& disks, RestoreReport& report) {
-  for (const RestoredDisks::Disk& disk : disks.disks()) report.disks.push_back(disk.overlay);
-}
-
 Result<void> check_executable(const Manifest& manifest, const std::string& executable) {
   VMSIEVE_ASSIGN(const std::string version, read_executable_version(executable));
   return check_version(manifest, version);
@@ -333,7 +329,7 @@ Result<Restored> restore(Store& store, const std::string& id, const RestoreOptio
 
   qemu->detach();
   disks.keep();
-  tell_disks(disks, report);
+  report.disks = disks.overlays();
   report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
   thaw(manifest, report);
@@ -401,7 +397,7 @@ Result<std::vector<RestoreReport>> restore_clones(Store& store, const std::strin
         bring_back(work, *qemu, RestoreMode::kEager, shall_run(manifest, own.after), progress, report);
     if (!back) return qemu->explain(back.error()).with_context(fmt::format("clone {}", number));
     report.ready_ms = watch.ms();
-    tell_disks(disks[number - 1], report);
+    report.disks = disks[number - 1].overlays();
     thaw(manifest, report);
     qemus.push_back(std::move(qemu));
   }

@@ -41,11 +41,14 @@ Result<void> check_image(const DiskRecord& record, const SavedDisk& disk) {
   return check_print(disk);
 }
 
-Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const std::string& overlay) {
+Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const std::string& overlay,
+                          bool copied_out) {
   if (record.way == DiskWay::kInternal) {
     // What a snapshot holds can only be copied out; its blocks do not change while it is there.
     VMSIEVE_TRY(run_qemu_img({"convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-l",
                               "snapshot.name=" + disk.snapshot, disk.image, overlay}));
+  } else if (copied_out) {
+    VMSIEVE_TRY(run_qemu_img({"convert", "-q", "-f", "qcow2", "-O", "qcow2", disk.image, overlay}));
   } else {
     VMSIEVE_TRY(run_qemu_img({"create", "-q", "-f", "qcow2", "-F",
                               record.way == DiskWay::kCopy ? "qcow2" : disk.format, "-b", disk.image, overlay,
@@ -120,7 +123,14 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
     });
     if (!noted) return noted.error();
   }
-  for (const Disk& disk : disks_) VMSIEVE_TRY(make_overlay(record, disk.saved, disk.overlay));
+  for (u64 i = 0; i < disks_.size(); ++i) {
+    const Disk& disk = disks_[i];
+    VMSIEVE_TRY(
+        make_overlay(record, disk.saved, disk.overlay, options.for_another && record.way == DiskWay::kCopy));
+    // A copy's image may be gone; libvirt gives to its user what it opens.
+    const std::string& image = record.disks[i].image;
+    if (options.for_another && file_exists(image)) VMSIEVE_TRY(give_to_owner_of(image, disk.overlay));
+  }
   return {};
 }
 
@@ -130,6 +140,12 @@ RestoredDisks::RestoredDisks(RestoredDisks&& other) noexcept
 RestoredDisks::~RestoredDisks() {
   if (kept_) return;
   for (const Disk& disk : disks_) (void)::unlink(disk.overlay.c_str());
+}
+
+std::vector<std::string> RestoredDisks::overlays() const {
+  std::vector<std::string> overlays;
+  for (const Disk& disk : disks_) overlays.push_back(disk.overlay);
+  return overlays;
 }
 
 void RestoredDisks::keep() { kept_ = !temporary_; }

@@ -16,6 +16,9 @@ namespace vmsieve {
 struct RestoredDiskOptions {
   std::string folder;      ///< of the overlays; empty: beside each image (beside the store's folder: copies)
   bool temporary = false;  ///< their names are gone as soon as QEMU has opened them
+  /// The QEMU is another user's, libvirt's: the files are made the images' owners', and nothing in the store
+  /// is under them: copies are copied out.
+  bool for_another = false;
 };
 
 /// A fresh overlay for each disk of a checkpoint: the images themselves are only read. The files are removed
@@ -44,6 +47,7 @@ class RestoredDisks {
     std::string overlay;
   };
   const std::vector<Disk>& disks() const { return disks_; }
+  std::vector<std::string> overlays() const;
 
  private:
   Result<void> make_all(Store& store, const std::string& id, const RestoredDiskOptions& options,

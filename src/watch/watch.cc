@@ -227,7 +227,7 @@ class Watch {
   Result<RestoreReport> bring_domain_back(const CheckpointReader& reader) {
     // libvirt may not have seen yet that the QEMU before has ended.
     for (const TimePoint end = Clock::now() + kDeathPatience;;) {
-      auto restored = restore_in_libvirt(reader, options_.restore, progress_);
+      auto restored = restore_in_libvirt(store_, reader, options_.restore, progress_);
       if (restored || restored.error().kind() != ErrorKind::kRefused || Clock::now() > end) return restored;
       std::this_thread::sleep_for(kLibvirtBeat);
     }

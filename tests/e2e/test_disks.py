@@ -372,6 +372,9 @@ def test_disks_that_have_no_point_in_time(vmsieve, tmp_path, folder):
         saved = vmsieve.save(guest.qmp_path, "--disk", "none")
         assert len(saved["warnings"]) == 1 and "not part of this checkpoint" in saved["warnings"][0]
         assert "disks" not in saved
+    part = ["-drive", f"if=virtio,file={raw},format=raw,offset=1048576,size=1048576"]
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=part) as guest:
+        assert "part of its file" in vmsieve.fails("save", guest.qmp_path).stderr
     assert files_in(folder) == {"a.raw", "b.raw"}
     assert [entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]] == [saved["checkpoint"]]
 
@@ -422,7 +425,13 @@ def test_flatten_makes_a_vm_independent(vmsieve, tmp_path, folder):
         ledger.wait_rounds(2, alive=guest.check_alive)
         for saved in saves:
             runs_clean(vmsieve, tmp_path, saved["checkpoint"], saved["checkpoint"])
-        assert vmsieve.json("rm", *(saved["checkpoint"] for saved in saves))["untidy_disks"] == []
+        # Its command line names an image that it has no more.
+        again = vmsieve.save(guest.qmp_path)
+        assert images_of(again) == [last]
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        runs_clean(vmsieve, tmp_path, again["checkpoint"], "again")
+        report = vmsieve.json("rm", *(saved["checkpoint"] for saved in (*saves, again)))
+        assert report["untidy_disks"] == []
         ledger.wait_rounds(2, alive=guest.check_alive)
         assert last.name in files_in(folder)
         guest.kill()

@@ -5,6 +5,7 @@ gets them back."""
 import gzip
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import pytest
 from tests import conftest
 from tests.conftest import Vmsieve, random_moments
 from tests.lab import Qmp, QmpError, Serial, Unavailable, wait_until
+from tests.lab.disks import SMALL, Ledger, chain, check_file_system, check_image, image
 from tests.lab.libvirt import Libvirt
 
 KILLS = 100 if conftest.LONG else 8
@@ -281,3 +283,239 @@ def test_names_that_are_none(vmsieve, libvirt, domain):
     libvirt.virsh("destroy", "web1")
     ended = vmsieve.fails("save", "libvirt:web1")
     assert ended.code == 3 and "does not run" in ended.stderr
+
+
+# ---- disks -----------------------------------------------------------------
+
+@pytest.fixture(name="disks")
+def fixture_disks(libvirt):
+    """Where libvirt's user may read and write: a qcow2 and a raw image."""
+    folder = libvirt.folder / "images"
+    folder.mkdir()
+    folder.chmod(0o755)
+    yield [image(folder / "a.qcow2"), image(folder / "b.raw", form="raw")]
+    if libvirt.state("db") != "shut off":
+        libvirt.virsh("destroy", "db")
+    libvirt.virsh("undefine", "db")
+    shutil.rmtree(folder)
+
+
+def start_on(libvirt, disks):
+    return Ledger(libvirt.start("db", mem_mib=256, selfcheck=SMALL, disks=disks))
+
+
+def files_of(saved, what="overlay"):
+    return [pathlib.Path(disk[what]) for disk in saved["disks"]["disks"]]
+
+
+def backed_by(path):
+    return [pathlib.Path(file) for file in chain(path)][1:]
+
+
+def is_on(libvirt, paths):
+    """libvirt says so of the domain, and of what it starts it with the next time."""
+    assert list(libvirt.disks_of("db").values()) == list(paths)
+    assert list(libvirt.disks_of("db", "--inactive").values()) == list(paths)
+
+
+def qemus_images(folder):
+    """Images that the domain's QEMU has open."""
+    open_files = [pathlib.Path(os.readlink(fd)) for fd in pathlib.Path(f"/proc/{qemu_of('db')}/fd").iterdir()]
+    return {path.name for path in open_files if path.parent == folder}
+
+
+def test_a_domain_comes_back_with_its_disks(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saves = []
+    for _ in range(2):
+        saved = vmsieve.save("libvirt:db")
+        assert saved["mode"] == "live" and saved["warnings"] == []
+        print("pause", saved["pause"])
+        saves.append(saved)
+        assert libvirt.state("db") == "running"
+        is_on(libvirt, files_of(saved))
+        ledger.wait_rounds(2)
+    assert files_of(saves[0], "image") == disks
+    assert files_of(saves[1], "image") == files_of(saves[0])
+    before = [path.read_bytes() for path in disks]
+    files = set(disks[0].parent.iterdir())
+
+    refused = vmsieve.fails("restore", saves[0]["checkpoint"])
+    assert refused.code == 8 and "already active" in refused.stderr
+    assert vmsieve.fails("restore", saves[0]["checkpoint"], "--disk-temporary").code == 7
+    assert set(disks[0].parent.iterdir()) == files
+    libvirt.virsh("destroy", "db")
+    for saved in (saves[0], saves[1], saves[0]):
+        report = vmsieve.json("restore", saved["checkpoint"])
+        assert report["running"] and libvirt.state("db") == "running"
+        made = [pathlib.Path(path) for path in report["disks"]]
+        assert list(libvirt.disks_of("db").values()) == made
+        assert [backed_by(path)[0] for path in made] == files_of(saved, "image")
+        ledger.wait_rounds(3)
+        if saved is saves[1]:  # a domain like any other
+            again = vmsieve.save("libvirt:db")
+            ledger.wait_rounds(1)
+            assert files_of(again, "image") == made
+            assert list(libvirt.disks_of("db").values()) == files_of(again)
+        libvirt.virsh("destroy", "db")
+    vmsieve.json("restore", again["checkpoint"])
+    ledger.wait_rounds(3)
+    assert before == [path.read_bytes() for path in disks]
+    libvirt.virsh("destroy", "db")
+    # What it was started with at first went on to the overlays, and so does the domain.
+    libvirt.virsh("start", "db")
+    is_on(libvirt, files_of(saves[1]))
+
+
+def test_libvirt_merges_what_no_checkpoint_needs(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saves = []
+    for _ in range(4):
+        saves.append(vmsieve.save("libvirt:db"))
+        ledger.wait_rounds(1)
+    left = list(saves)
+    for number in (1, 2, 0):  # in the middle, the newest, the oldest
+        left.remove(saves[number])
+        assert vmsieve.json("rm", saves[number]["checkpoint"])["untidy_disks"] == []
+        assert len(qemus_images(disks[0].parent)) == 2 * (len(left) + 1)
+        is_on(libvirt, files_of(saves[3]))
+        ledger.wait_rounds(1)
+    restorable = left[0]["checkpoint"]
+    again = vmsieve.save("libvirt:db")
+    assert vmsieve.json("rm", again["checkpoint"])["untidy_disks"] == []  # the VM leaves the topmost
+    is_on(libvirt, files_of(again, "image"))
+    ledger.wait_rounds(2)
+    libvirt.virsh("destroy", "db")
+    vmsieve.json("restore", restorable)
+    ledger.wait_rounds(3)
+    libvirt.virsh("destroy", "db")
+
+
+def test_a_domain_starts_after_merges_while_it_is_off(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saves = [vmsieve.save("libvirt:db") for _ in range(4)]
+    assert vmsieve.json("rm", saves[2]["checkpoint"])["untidy_disks"] == []  # libvirt writes the chain anew
+    ledger.wait_rounds(1)
+    libvirt.virsh("destroy", "db")
+    for gone in ((1,), (0, 3)):
+        assert vmsieve.json("rm", *(saves[number]["checkpoint"] for number in gone))["untidy_disks"] == []
+        libvirt.virsh("start", "db")
+        is_on(libvirt, files_of(saves[3]))
+        libvirt.virsh("destroy", "db")
+    assert set(disks[0].parent.iterdir()) == {*disks, *files_of(saves[3])}
+    for path in files_of(saves[3]):
+        check_file_system(path, libvirt.folder).unlink()
+
+
+def test_the_domain_is_back_on_its_images(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saves = [vmsieve.save("libvirt:db"), vmsieve.save("libvirt:db")]
+    ledger.wait_rounds(1)
+    assert vmsieve.json("rm", *(saved["checkpoint"] for saved in saves))["untidy_disks"] == []
+    is_on(libvirt, disks)
+    assert set(disks[0].parent.iterdir()) == set(disks)
+    ledger.wait_rounds(2)
+    libvirt.virsh("destroy", "db")
+    check_image(disks[0], leaks=True)
+    for path in disks:
+        check_file_system(path, libvirt.folder).unlink()
+
+
+def test_a_save_that_is_killed_leaves_the_domain_and_its_disks(vmsieve, libvirt, disks):
+    moments = random_moments()
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    started = time.monotonic()
+    kept = vmsieve.save("libvirt:db")
+    length = time.monotonic() - started
+    for _ in range(40 if conftest.LONG else 4):
+        process = vmsieve.start("save", "libvirt:db")
+        time.sleep(moments.uniform(0.1, length))
+        process.kill()
+        process.wait()
+        wait_until(lambda: libvirt.state("db") == "running", 15, "the domain running on")
+        ledger.wait_rounds(1)
+    done = [entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]]
+    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    ledger.wait_rounds(1)
+    images = {disk.name for disk in disks}
+    assert len(qemus_images(disks[0].parent)) == 2 * (len(done) + 1) == len(list(disks[0].parent.iterdir()))
+    libvirt.virsh("destroy", "db")
+    for checkpoint in (kept["checkpoint"], done[-1]):
+        vmsieve.json("restore", checkpoint)
+        ledger.wait_rounds(3)
+        libvirt.virsh("destroy", "db")
+    assert images <= {path.name for path in disks[0].parent.iterdir()}
+
+
+def test_a_merge_that_is_killed_goes_on_next_time(vmsieve, libvirt, disks):
+    moments = random_moments()
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    for turn in range(20 if conftest.LONG else 2):
+        saves = [vmsieve.save("libvirt:db")["checkpoint"] for _ in range(3)]
+        ledger.wait_rounds(1)
+        victim = saves.pop(2 if turn % 2 else moments.randrange(2))
+        for _ in range(3):
+            process = vmsieve.start("rm", victim)
+            time.sleep(moments.uniform(0.05, 0.5))
+            process.kill()
+            process.wait()
+        if victim in {entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]}:
+            vmsieve.run("rm", victim)
+        assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+        assert len(qemus_images(disks[0].parent)) == 6
+        ledger.wait_rounds(1)
+        assert vmsieve.json("rm", *saves)["untidy_disks"] == []
+        is_on(libvirt, disks)
+        assert set(disks[0].parent.iterdir()) == set(disks)
+        ledger.wait_rounds(1)
+    libvirt.virsh("destroy", "db")
+    for path in disks:
+        check_file_system(path, libvirt.folder).unlink()
+
+
+def test_a_watch_brings_a_domain_with_disks_back(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    watch = vmsieve.start("watch", "libvirt:db", "--every", "1s", "--keep", "2", "--restart")
+    try:
+        ledger.wait_rounds(8)
+        wait_until(lambda: len(checkpoints(vmsieve)) >= 2, 60, "two checkpoints")
+        assert len(qemus_images(disks[0].parent)) <= 2 * 4
+        before = qemu_of("db")
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: qemu_of("db") not in (None, before), 60, "another QEMU")
+        ledger.wait_rounds(8)
+        assert libvirt.state("db") == "running"
+    finally:
+        watch.terminate()
+        watch.wait(30)
+
+
+def test_copies_of_a_domains_disks(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saved = vmsieve.save("libvirt:db", "--disk", "copy")
+    assert saved["warnings"] == []
+    is_on(libvirt, disks)
+    ledger.wait_rounds(2)
+    libvirt.virsh("destroy", "db")
+    report = vmsieve.json("restore", saved["checkpoint"])
+    made = [pathlib.Path(path) for path in report["disks"]]
+    assert list(libvirt.disks_of("db").values()) == made
+    assert [backed_by(path) for path in made] == [[], []]  # libvirt's user may not read the store
+    ledger.wait_rounds(3)
+
+
+def test_snapshots_in_a_domains_image(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks[:1])
+    ledger.wait_rounds(1)
+    saved = vmsieve.save("libvirt:db", "--disk", "internal")
+    ledger.wait_rounds(2)
+    libvirt.virsh("destroy", "db")
+    vmsieve.json("restore", saved["checkpoint"])
+    ledger.wait_rounds(3)

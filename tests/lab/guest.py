@@ -269,18 +269,24 @@ class Guest:
                 "-append", " ".join(line.split())]
 
     def _own_files(self):
-        root, archive = self.folder / "root", self.folder / "own.cpio"
-        root.mkdir(exist_ok=True)
-        if self.hook:
-            (root / "hook").write_text(self.hook, encoding="utf-8")
-        for path, source in self.files.items():
-            (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source, root / path.lstrip("/"))
-        with open(archive, "wb") as output:
-            names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
-            subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root, check=True,
-                           input=names, stdout=output, text=True)
-        return archive
+        texts = {"hook": self.hook} if self.hook else {}
+        return archive_of(texts, self.folder / "root", self.folder / "own.cpio", self.files)
+
+
+def archive_of(texts, root, archive, files=None):
+    """The cpio `archive` of files with these texts, and of copies of `files`, for the kernel to unpack; made in
+    the folder `root`."""
+    root.mkdir(exist_ok=True)
+    for path, text in texts.items():
+        (root / path).write_text(text, encoding="utf-8")
+    for path, source in (files or {}).items():
+        (root / path.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, root / path.lstrip("/"))
+    with open(archive, "wb") as output:
+        names = "\n".join(str(path.relative_to(root)) for path in sorted(root.rglob("*")))
+        subprocess.run(["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"], cwd=root, check=True,
+                       input=names, stdout=output, text=True)
+    return archive
 
 
 def kernel_path(kernel, suffix=""):

@@ -8,7 +8,8 @@ import subprocess
 import tempfile
 import textwrap
 
-from .guest import kernel_path
+from .disks import HOOK
+from .guest import archive_of, kernel_path
 from .host import Unavailable, die_with_parent, end_process, lab, wait_until
 from .serial import Serial
 
@@ -132,13 +133,33 @@ class Libvirt:
     def state(self, name):
         return self.virsh("domstate", name, check=False)
 
-    def start(self, name, mem_mib=384, selfcheck=None):
-        """A domain whose guest checks itself; its Serial, once it does."""
+    def disks_of(self, name, *options):
+        """Each disk's file by its target: what libvirt believes."""
+        lines = self.virsh("domblklist", name, *options).splitlines()
+        return {target: pathlib.Path(file) for target, file in (line.split(maxsplit=1) for line in lines)}
+
+    def start(self, name, mem_mib=384, selfcheck=None, disks=()):
+        """A domain whose guest checks itself; its Serial, once it does. `disks`: images in self.folder, on which
+        its ledger is."""
         serial = self.folder / f"{name}.serial"
+        serial.unlink(missing_ok=True)
         # Where libvirt's user may read them; libvirt gives them to it.
         kernel, initrd = self.folder / f"{name}.kernel", self.folder / f"{name}.initrd"
         shutil.copy(kernel_path("6.1"), kernel)
-        shutil.copy(lab("initramfs") / "initramfs.cpio", initrd)
+        archives = [lab("initramfs") / "initramfs.cpio"]
+        devices = ""
+        targets = [f"vd{'abcdefgh'[number]}" for number in range(len(disks))]
+        if disks:
+            hook = {"hook": HOOK.format(disks=" ".join(targets))}
+            archives += [kernel_path("6.1").with_name("drivers.cpio"),
+                         archive_of(hook, self.folder / f"{name}.root", self.folder / f"{name}.cpio")]
+        initrd.write_bytes(b"".join(path.read_bytes() for path in archives))
+        for path, target in zip(disks, targets):
+            devices += f"""
+                <disk type='file' device='disk'>
+                  <driver name='qemu' type='{"raw" if path.suffix == ".raw" else "qcow2"}'/>
+                  <source file='{path}'/><target dev='{target}' bus='virtio'/>
+                </disk>"""
         parameters = " ".join(f"selfcheck.{key}={int(value)}" for key, value in (selfcheck or {}).items())
         xml = self.folder / f"{name}.xml"
         xml.write_text(textwrap.dedent(f"""\
@@ -158,7 +179,7 @@ class Libvirt:
                 <feature policy='disable' name='cx16'/>
               </cpu>
               <devices>
-                <emulator>/usr/bin/qemu-system-x86_64</emulator>
+                <emulator>/usr/bin/qemu-system-x86_64</emulator>{devices}
                 <serial type='file'><source path='{serial}'/><target port='0'/></serial>
                 <memballoon model='none'/>
               </devices>
