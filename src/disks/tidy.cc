@@ -204,7 +204,10 @@ class Tidy {
     // Another merge may have put another image under it than the one of the checkpoint.
     VMSIEVE_ASSIGN(const auto format, backing_format_of(overlay));
     if (format) disk.format = *format;
-    if (contains(record.merged, overlay)) return remove_merged(record, disk);
+    if (contains(record.merged, overlay)) {
+      VMSIEVE_TRY(close_merged(record, disk));
+      return remove_merged(record, disk);
+    }
     VMSIEVE_ASSIGN(const auto image, backing_of(overlay));
     const std::vector<pid_t> users = users_of(overlay);
     if (!image) {
@@ -220,6 +223,26 @@ class Tidy {
     if (users.size() > 1) return waiting(fmt::format("processes {} and {} have it open", users[0], users[1]));
     VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
     return merge_online(record, disk, *image, holder);
+  }
+
+  /// The VM has left it, and who was to have QEMU close it was killed.
+  Result<void> close_merged(DiskRecord& record, const SavedDisk& disk) {
+    const std::vector<pid_t> users = users_of(disk.overlay);
+    if (users.size() != 1) return {};
+    VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
+    if (holder.vm.libvirt) return {};  // libvirt does it by itself
+    VMSIEVE_TRY(end_old_job(record, disk, *holder.qmp,
+                            overlay_node(record.checkpoint, number_of(record, disk.overlay))));
+    VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
+    if (!chains.top_over(disk.overlay)) close_nodes(chains, disk.overlay, *holder.qmp);
+    return {};
+  }
+
+  static void close_nodes(const VmChains& chains, const std::string& overlay, QmpClient& qmp) {
+    const BlockNode* const node = chains.image(overlay);
+    for (const std::string& name : {node != nullptr ? node->name : "", chains.file_node(overlay)}) {
+      if (!name.empty()) (void)qmp.execute("blockdev-del", Json{{"node-name", name}}, kCommandPatience);
+    }
   }
 
   /// Of a save of a domain of libvirt's that was killed before the instant: the VM still writes to the image,
@@ -441,9 +464,7 @@ class Tidy {
     // A disk without either of them has copied what it needed (flatten_disks()).
     const bool is_merged = contains(record.leaving, disk.overlay) && chains.top_over(image).has_value();
     if (is_merged) VMSIEVE_TRY(mark_merged(record, disk));
-    for (const std::string& node : {over.name, chains.file_node(disk.overlay)}) {
-      if (!node.empty()) (void)qmp.execute("blockdev-del", Json{{"node-name", node}}, kCommandPatience);
-    }
+    close_nodes(chains, disk.overlay, qmp);
     if (is_merged) return remove_merged(record, disk);
     if (never_was) {
       (void)::unlink(disk.overlay.c_str());
