@@ -490,7 +490,7 @@ def test_a_save_that_is_killed_leaves_the_disks_whole(vmsieve, tmp_path, folder,
         ledger = Ledger(guest.serial)
         ledger.wait_rounds(1, alive=guest.check_alive)
         kept = vmsieve.save(guest.qmp_path, "--disk", way)["checkpoint"]
-        for _ in range(40 if LONG else 6):
+        for _ in range(40 if LONG else 5):
             killed_after(vmsieve, moments.uniform(0.02, 0.45), "save", guest.qmp_path, "--disk", way)
             ledger.wait_rounds(1, alive=guest.check_alive)
             assert is_running(guest)
@@ -514,7 +514,7 @@ def test_a_merge_that_is_killed_goes_on_next_time(vmsieve, tmp_path, folder):
     with guest_with([path], folder=tmp_path / "guest") as guest:
         ledger = Ledger(guest.serial)
         ledger.wait_rounds(1, alive=guest.check_alive)
-        for turn in range(20 if LONG else 4):
+        for turn in range(20 if LONG else 3):
             saves = []
             for _ in range(3):
                 saves.append(vmsieve.save(guest.qmp_path)["checkpoint"])
@@ -570,7 +570,7 @@ def names_image(pid, folder):
 
 def test_qemu_that_is_killed_in_a_merge_loses_nothing(vmsieve, tmp_path, folder):
     moments = random_moments()
-    for turn in range(20 if LONG else 4):
+    for turn in range(20 if LONG else 3):
         path = image(folder / f"a{turn}.qcow2")
         with guest_with([path], folder=tmp_path / f"guest{turn}") as guest:
             ledger = Ledger(guest.serial)
