@@ -74,8 +74,13 @@ Result<void> check_same_memory(Save& save) {
 
 namespace {
 
-/// The chain of the checkpoint after which a VM went on with `overlay`.
-std::vector<std::string> earlier_chain(const Store& store, const std::string& overlay) {
+/// Of the chain of the checkpoint after which a VM went on with `overlay`, what its command line names.
+std::vector<std::string> earlier_chain(const Store& store, const std::string& overlay,
+                                       const std::vector<std::string>& command_line) {
+  const auto is_named = [&](const std::string& path) {
+    return std::any_of(command_line.begin(), command_line.end(),
+                       [&](const std::string& argument) { return argument.find(path) != std::string::npos; });
+  };
   const auto ids = store.disk_records();
   if (!ids) return {};
   for (const auto* list : {&ids->checkpoints, &ids->forsaken}) {
@@ -84,7 +89,10 @@ std::vector<std::string> earlier_chain(const Store& store, const std::string& ov
       const auto record = text ? decode_disks(*text) : Result<DiskRecord>{text.error()};
       if (!record) continue;
       for (const SavedDisk& disk : record->disks) {
-        if (disk.overlay == overlay) return disk.chain;
+        if (disk.overlay != overlay) continue;
+        std::vector<std::string> named = disk.chain;
+        std::erase_if(named, [&](const std::string& path) { return !is_named(path); });
+        return named;
       }
     }
   }
@@ -115,7 +123,10 @@ Result<void> prepare_disks(Save& save, const Store& store, CheckpointWriter& che
            .working_directory = save.vm.process.working_directory,
            .libvirt = !save.manifest.libvirt.xml.empty(),
            .note = [&](const DiskRecord& record) { return checkpoint.note_disks(encode_disks(record)); },
-           .earlier_chain = [&](const std::string& overlay) { return earlier_chain(store, overlay); },
+           .earlier_chain =
+               [&](const std::string& overlay) {
+                 return earlier_chain(store, overlay, save.vm.process.arguments);
+               },
            .copy_file = [&](u64 number) { return checkpoint.create_file(disk_object(number)); }}));
   save.manifest.disks = to_string(*way);
   return {};

@@ -273,6 +273,7 @@ Result<DiskRecord> DiskPoint::finish(const ProgressFunction& progress) {
     VMSIEVE_TRY(close_nodes());
   } else {
     for (SavedDisk& disk : record_.disks) {
+      VMSIEVE_TRY(sync_file(disk.image));
       VMSIEVE_ASSIGN(disk.print, print_of(disk.image));
       // It goes on changing.
       if (record_.way == DiskWay::kInternal) disk.print = {};

@@ -50,9 +50,9 @@ Result<std::string> read_head(const std::string& path) {
   }
 }
 
-std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
-
 }  // namespace
+
+std::string folder_of(const std::string& path) { return fs::path(path).parent_path().string(); }
 
 Result<FilePrint> print_of(const std::string& path) {
   VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
@@ -190,6 +190,17 @@ std::vector<pid_t> users_of(const std::string& path) {
 bool file_exists(const std::string& path) {
   struct stat info {};
   return ::stat(path.c_str(), &info) == 0;
+}
+
+bool is_gone(const std::string& path) {
+  struct stat info {};
+  return ::stat(path.c_str(), &info) != 0 && errno == ENOENT && file_exists(folder_of(path));
+}
+
+Result<void> sync_file(const std::string& path) {
+  VMSIEVE_ASSIGN(const UniqueFd fd, open_file(path, O_RDONLY | O_NONBLOCK));
+  if (::fsync(fd.get()) != 0) return errno_error(errno, fmt::format("cannot make {} durable", path));
+  return {};
 }
 
 std::vector<std::string> images_over(const std::string& image) {

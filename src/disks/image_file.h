@@ -42,6 +42,11 @@ Result<bool> is_held_for_writing(const std::string& path);
 std::vector<pid_t> users_of(const std::string& path);
 
 bool file_exists(const std::string& path);
+/// There is no such file, and that is known: its folder is there, and can be searched.
+bool is_gone(const std::string& path);
+/// What others have written to the file is durable.
+Result<void> sync_file(const std::string& path);
+std::string folder_of(const std::string& path);
 
 /// Images in the folder of `image` whose backing file it is.
 std::vector<std::string> images_over(const std::string& image);

@@ -91,15 +91,16 @@ class Tidy {
   Tidy(Store& store, const ProgressFunction& progress) : store_(store), progress_(progress) {}
 
   Result<std::vector<UntidyDisk>> run() {
-    VMSIEVE_ASSIGN(const Store::DiskRecords ids, store_.disk_records());
+    VMSIEVE_ASSIGN(Store::DiskRecords ids, store_.disk_records());
     if (ids.forsaken.empty()) return std::vector<UntidyDisk>{};
     VMSIEVE_ASSIGN(const auto lock, store_.lock_disks());
+    VMSIEVE_ASSIGN(ids, store_.disk_records());  // as the one before has left them
     for (const std::string& id : ids.checkpoints) read(id, records_);
     for (const std::string& id : ids.forsaken) read(id, forsaken_);
-    // The newest first: so that what was written last moves once.
-    for (auto record = forsaken_.rbegin(); record != forsaken_.rend(); ++record) {
-      const bool done = tidy(*record);
-      if (done) VMSIEVE_TRY(store_.forget_disks(record->checkpoint));
+    if (!untidy_.empty()) return std::move(untidy_);  // who needs what is not known
+    for (DiskRecord& record : forsaken_) {
+      const bool done = tidy(record);
+      if (done) VMSIEVE_TRY(store_.forget_disks(record.checkpoint));
     }
     return std::move(untidy_);
   }
@@ -120,8 +121,9 @@ class Tidy {
     return store_.change_disks(record.checkpoint, [&](const std::string& text) -> Result<std::string> {
       VMSIEVE_ASSIGN(DiskRecord now, decode_disks(text));
       make(now);
-      record = now;
-      return encode_disks(now);
+      const std::string changed = encode_disks(now);
+      VMSIEVE_ASSIGN(record, decode_disks(changed));  // what nobody could read is not written
+      return changed;
     });
   }
 
@@ -134,13 +136,14 @@ class Tidy {
       const auto finished = [&]() -> Result<void> {
         switch (record.way) {
           case DiskWay::kSnapshot: return tidy_overlay(record, disk);
-          case DiskWay::kInternal: return remove_snapshot(disk);
+          case DiskWay::kInternal: return remove_snapshot(record, disk);
           case DiskWay::kCopy: break;
         }
         return end_copy(record, disk, number);
       }();
       if (finished) continue;
       done = false;
+      if (finished.error().message().empty()) continue;  // as it is to be
       const std::string& file = record.way == DiskWay::kSnapshot ? disk.overlay : disk.image;
       untidy_.push_back({record.checkpoint, file, finished.error().message()});
     }
@@ -152,7 +155,7 @@ class Tidy {
   std::vector<std::string> living_children(const DiskRecord& record) const {
     std::vector<std::string> living;
     for (const std::string& child : record.children) {
-      if (file_exists(child)) living.push_back(child);
+      if (!is_gone(child)) living.push_back(child);
     }
     return living;
   }
@@ -182,13 +185,15 @@ class Tidy {
   std::optional<std::string> why_needed(const std::string& image, const std::string& overlay,
                                         pid_t holder) const {
     for (const DiskRecord& record : records_) {
+      if (record.way != DiskWay::kSnapshot) continue;
       for (const SavedDisk& disk : record.disks) {
         if (same_file(disk.image, image))
           return fmt::format("checkpoint {} needs {} as it is", record.checkpoint, image);
       }
     }
     for (const std::string& other : all_over(image)) {
-      if (!same_file(other, overlay)) return fmt::format("{} is over {} too", other, image);
+      if (!same_file(other, overlay) && !is_emptied(other))
+        return fmt::format("{} is over {} too", other, image);
     }
     for (const pid_t pid : users_of(image)) {
       if (pid != holder) return fmt::format("process {} has {} open", pid, image);
@@ -196,14 +201,55 @@ class Tidy {
     return std::nullopt;
   }
 
+  /// It stayed for the sake of its name, holds nothing, and nobody uses it.
+  bool is_emptied(const std::string& overlay) const {
+    for (const DiskRecord& record : forsaken_) {
+      if (!contains(record.emptied, overlay)) continue;
+      const auto empty = is_empty_image(overlay);
+      return empty.ok() && *empty && users_of(overlay).empty();
+    }
+    return false;
+  }
+
+  /// Nobody has written to what is about to be merged, and is not to have changed since a checkpoint: neither
+  /// to the image under the overlay, nor to an overlay that is the disk of others.
+  Result<void> check_unchanged(const DiskRecord& record, const SavedDisk& disk,
+                               const std::string& image) const {
+    if (contains(record.begun, disk.overlay)) return {};
+    if (disk.print != FilePrint{} && same_file(disk.image, image)) {
+      if (const auto same = check_print(disk); !same)
+        return waiting(fmt::format("{} was written to since the checkpoint", image));
+    }
+    for (const DiskRecord& other : records_) {
+      if (other.way == DiskWay::kCopy) continue;
+      for (const SavedDisk& one : other.disks) {
+        if (!same_file(one.image, disk.overlay)) continue;
+        if (other.way == DiskWay::kInternal)
+          return waiting(fmt::format("a snapshot of checkpoint {} is in it", other.checkpoint));
+        if (const auto same = check_print(one); !same)
+          return waiting(fmt::format("it is not what it was at checkpoint {}", other.checkpoint));
+      }
+    }
+    return {};
+  }
+
+  Result<void> begin(DiskRecord& record, const SavedDisk& disk, const std::string& image) {
+    VMSIEVE_TRY(check_unchanged(record, disk, image));
+    return change(record, [&](DiskRecord& now) { add(now.begun, disk.overlay); });
+  }
+
   // ---- an overlay ----------------------------------------------------
 
   Result<void> tidy_overlay(DiskRecord& record, SavedDisk disk) {
     const std::string overlay = disk.overlay;
-    if (!file_exists(overlay)) return {};
+    if (!file_exists(folder_of(overlay))) return waiting("its folder is not there");
+    if (is_gone(overlay)) return {};
+    if (!file_exists(overlay)) return waiting("it cannot be looked at");
     // Another merge may have put another image under it than the one of the checkpoint.
     VMSIEVE_ASSIGN(const auto format, backing_format_of(overlay));
-    if (format) disk.format = *format;
+    if (format) disk.format = *format == "file" || *format == "host_device" ? "raw" : *format;
+    if (disk.format != "raw" && disk.format != "qcow2")
+      return waiting(fmt::format("what is under it is of the format {}", disk.format));
     if (contains(record.merged, overlay)) {
       VMSIEVE_TRY(close_merged(record, disk));
       return remove_merged(record, disk);
@@ -213,7 +259,7 @@ class Tidy {
     if (!image) {
       // It stands for itself, as after flatten_disks(), or was never finished.
       VMSIEVE_ASSIGN(const FilePrint print, print_of(overlay));
-      if (users.empty() && print.bytes == 0) (void)::unlink(overlay.c_str());
+      if (print.bytes == 0) return drop_unfinished(overlay, users);
       return {};
     }
     if (users.empty()) {
@@ -223,6 +269,19 @@ class Tidy {
     if (users.size() > 1) return waiting(fmt::format("processes {} and {} have it open", users[0], users[1]));
     VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
     return merge_online(record, disk, *image, holder);
+  }
+
+  /// A file that was to become an overlay.
+  Result<void> drop_unfinished(const std::string& overlay, const std::vector<pid_t>& users) {
+    if (users.size() > 1) return waiting("several processes have it open");
+    if (users.size() == 1) {
+      VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
+      VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
+      if (!chains.top_over(overlay)) close_nodes(chains, overlay, *holder.qmp);
+      if (!users_of(overlay).empty()) return waiting(fmt::format("process {} has it open", users[0]));
+    }
+    (void)::unlink(overlay.c_str());
+    return {};
   }
 
   /// The VM has left it, and who was to have QEMU close it was killed.
@@ -247,7 +306,7 @@ class Tidy {
 
   /// Of a save of a domain of libvirt's that was killed before the instant: the VM still writes to the image,
   /// and nobody has ever written to the overlay.
-  Result<bool> remove_untaken(const std::string& overlay, const std::string& image) const {
+  Result<bool> remove_untaken(const std::string& overlay, const std::string& image) {
     VMSIEVE_ASSIGN(const bool empty, is_empty_image(overlay));
     if (!empty || why_needed(overlay, "", -1)) return false;
     VMSIEVE_ASSIGN(const bool in_use, is_held_for_writing(image));
@@ -272,12 +331,45 @@ class Tidy {
     return waiting("a process has opened it just now");
   }
 
-  static Result<Holder> hold(pid_t pid) {
+  static Result<Holder> reach(pid_t pid) {
     auto vm = resolve_vm(fmt::format("pid:{}", pid));
     if (!vm) return waiting(fmt::format("process {} has it open: {}", pid, vm.error().message()));
     VMSIEVE_ASSIGN(VmLock lock, VmLock::take(pid));
     VMSIEVE_ASSIGN(auto qmp, QmpClient::connect(vm->qmp_path));
     return Holder{std::move(*vm), std::move(lock), std::move(qmp)};
+  }
+
+  /// From here on no other process takes a checkpoint of the VM. One that was taken until then may need what
+  /// the records as they were read do not tell.
+  Result<Holder> hold(pid_t pid) {
+    VMSIEVE_ASSIGN(Holder holder, reach(pid));
+    VMSIEVE_ASSIGN(const Store::DiskRecords ids, store_.disk_records());
+    for (const std::string& id : ids.checkpoints) {
+      const auto is_it = [&](const DiskRecord& record) { return record.checkpoint == id; };
+      if (std::ranges::any_of(records_, is_it)) continue;
+      const std::size_t before = untidy_.size();
+      read(id, records_);
+      if (untidy_.size() != before) return waiting("the record of a checkpoint's disks cannot be read");
+    }
+    return holder;
+  }
+
+  /// What is over an overlay that is about to be merged, and of no checkpoint of this store: of another
+  /// store, whose checkpoint has the overlay as its disk, or somebody's own.
+  Result<void> check_known_over(const std::string& overlay, const std::string& in_chain = "") const {
+    std::vector<std::string> all = all_over(overlay);
+    if (!in_chain.empty()) add(all, in_chain);
+    for (const std::string& over : all) {
+      const auto knows = [&](const DiskRecord& record) {
+        return contains(record.children, over) ||
+               std::ranges::any_of(record.disks, [&](const SavedDisk& disk) {
+                 return !disk.overlay.empty() && same_file(disk.overlay, over);
+               });
+      };
+      if (std::ranges::any_of(records_, knows) || std::ranges::any_of(forsaken_, knows)) continue;
+      return waiting(fmt::format("{} is over it, and of no checkpoint of this store", over));
+    }
+    return {};
   }
 
   u64 number_of(const DiskRecord& record, const std::string& overlay) const {
@@ -299,7 +391,10 @@ class Tidy {
     const BlockNode* const under = chains.image(image);
     if (under == nullptr) return waiting(fmt::format("QEMU has no block node for {}, or several", image));
     if (const auto why = why_needed(image, disk.overlay, holder.vm.process.pid)) return waiting(*why);
+    VMSIEVE_TRY(check_known_over(disk.overlay, chains.over(disk.overlay)));
+    VMSIEVE_TRY(begin(record, disk, image));
     const bool active = *top == over->name;
+    if (active) VMSIEVE_TRY(change(record, [&](DiskRecord& now) { take_out(now.leaving, disk.overlay); }));
     Json arguments{{"job-id", job}, {"device", *top}, {"base-node", under->name}, {"auto-dismiss", false}};
     if (!active) {
       VMSIEVE_TRY(note_renamed(record, disk.overlay));
@@ -338,6 +433,9 @@ class Tidy {
     if (!same_file(over.under, image))
       return waiting(fmt::format("libvirt does not know that {} is under it", image));
     if (const auto why = why_needed(image, disk.overlay, holder.vm.process.pid)) return waiting(*why);
+    VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(qmp, holder.vm.process.working_directory));
+    VMSIEVE_TRY(check_known_over(disk.overlay, chains.over(disk.overlay)));
+    VMSIEVE_TRY(begin(record, disk, image));
     if (!over.active) {
       VMSIEVE_TRY(note_renamed(record, disk.overlay));
       VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.leaving, disk.overlay); }));
@@ -391,11 +489,12 @@ class Tidy {
     std::vector<std::string> renamed;
     for (const std::string& over : all_over(overlay)) {
       const auto is_as_it_was = [&](const SavedDisk& one) {
-        return same_file(one.image, over) && check_print(one).ok();
+        return one.print != FilePrint{} && same_file(one.image, over) && check_print(one).ok();
       };
-      for (const DiskRecord& other : records_) {
-        if (std::ranges::any_of(other.disks, is_as_it_was)) add(renamed, over);
-      }
+      const auto has = [&](const DiskRecord& other) {
+        return std::ranges::any_of(other.disks, is_as_it_was);
+      };
+      if (std::ranges::any_of(records_, has) || std::ranges::any_of(forsaken_, has)) add(renamed, over);
     }
     return change(record, [&](DiskRecord& now) {
       for (const std::string& path : renamed) add(now.renamed, path);
@@ -411,15 +510,20 @@ class Tidy {
 
   /// Of an image of checkpoints that was changed for a good reason.
   Result<void> take_print_anew(const std::string& image) {
-    for (DiskRecord& other : records_) {
-      const auto is_image = [&](const SavedDisk& one) { return same_file(one.image, image); };
-      if (std::ranges::none_of(other.disks, is_image)) continue;
-      VMSIEVE_ASSIGN(const FilePrint print, print_of(image));
-      VMSIEVE_TRY(change(other, [&](DiskRecord& now) {
-        for (SavedDisk& one : now.disks) {
-          if (is_image(one)) one.print = print;
-        }
-      }));
+    VMSIEVE_TRY(sync_file(image));
+    VMSIEVE_ASSIGN(const FilePrint print, print_of(image));
+    for (auto* records : {&records_, &forsaken_}) {
+      for (DiskRecord& other : *records) {
+        const auto is_image = [&](const SavedDisk& one) {
+          return one.print != FilePrint{} && same_file(one.image, image);
+        };
+        if (std::ranges::none_of(other.disks, is_image)) continue;
+        VMSIEVE_TRY(change(other, [&](DiskRecord& now) {
+          for (SavedDisk& one : now.disks) {
+            if (is_image(one)) one.print = print;
+          }
+        }));
+      }
     }
     return {};
   }
@@ -489,7 +593,11 @@ class Tidy {
     VMSIEVE_ASSIGN(const auto image, backing_of(overlay));
     if (!image) return waiting("it has lost its backing file");
     VMSIEVE_TRY(take_prints_anew(record));
+    // Before the overlay goes: what it held, and the headers that do not name it any more.
+    VMSIEVE_TRY(sync_file(*image));
+    for (const std::string& over : all_over(*image)) VMSIEVE_TRY(sync_file(over));
     for (DiskRecord& other : records_) {
+      if (other.way != DiskWay::kSnapshot) continue;
       const bool its = std::ranges::any_of(
           other.disks, [&](const SavedDisk& one) { return same_file(one.image, overlay); });
       if (!its) continue;
@@ -530,15 +638,23 @@ class Tidy {
       return waiting(fmt::format(
           "the VM ended in the moment in which it left it for {}: look which of them is the newer", image));
     }
+    if (is_emptied(disk.overlay)) return waiting("");
     if (const auto why = why_needed(image, disk.overlay, -1)) return waiting(*why);
+    VMSIEVE_TRY(check_known_over(disk.overlay));
+    VMSIEVE_TRY(begin(record, disk, image));
     const std::vector<std::string> over = superseded ? all_over(disk.overlay) : std::vector<std::string>{};
     for (const std::string& one : over) {
       if (const auto users = users_of(one); !users.empty())
         return waiting(fmt::format("process {} has {} open, which is over it", users.front(), one));
     }
     VMSIEVE_TRY(note_renamed(record, disk.overlay));
-    VMSIEVE_TRY(run_qemu_img({"commit", "-q", "-f", "qcow2", disk.overlay}));
-    if (!superseded) return {};
+    if (!superseded) {
+      VMSIEVE_TRY(run_qemu_img({"commit", "-q", "-f", "qcow2", disk.overlay}));
+      VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.emptied, disk.overlay); }));
+      return waiting("");
+    }
+    // -d: it is the disk of others until they have the image.
+    VMSIEVE_TRY(run_qemu_img({"commit", "-q", "-d", "-f", "qcow2", disk.overlay}));
     for (const std::string& one : over)
       VMSIEVE_TRY(run_qemu_img({"rebase", "-u", "-f", "qcow2", "-F", disk.format, "-b", image, one}));
     VMSIEVE_TRY(mark_merged(record, disk));
@@ -584,7 +700,9 @@ class Tidy {
   // ---- a copy --------------------------------------------------------
 
   /// One that is still being made, for somebody who was killed.
-  static Result<void> end_copy(const DiskRecord& record, const SavedDisk& disk, u64 number) {
+  Result<void> end_copy(const DiskRecord& record, const SavedDisk& disk, u64 number) {
+    if (const auto living = living_children(record); !living.empty())
+      return waiting(fmt::format("{} of a restored guest is over the copy in the store", living.front()));
     const std::string node = overlay_node(record.checkpoint, number);
     for (const pid_t pid : users_of(disk.image)) {
       if (!read_qemu_process(pid)) continue;
@@ -604,18 +722,26 @@ class Tidy {
 
   // ---- a snapshot in an image ----------------------------------------
 
-  Result<void> remove_snapshot(const SavedDisk& disk) {
-    if (!file_exists(disk.image)) return {};
+  Result<void> remove_snapshot(DiskRecord& record, const SavedDisk& disk) {
+    if (is_gone(disk.image)) return {};
     const std::vector<pid_t> users = users_of(disk.image);
     if (users.empty()) {
+      const auto is_as_it_was = [&](const SavedDisk& one) {
+        return one.print != FilePrint{} && same_file(one.image, disk.image) && check_print(one).ok();
+      };
+      const bool printed = std::ranges::any_of(
+          records_, [&](const DiskRecord& other) { return std::ranges::any_of(other.disks, is_as_it_was); });
+      if (printed) VMSIEVE_TRY(change(record, [&](DiskRecord& now) { add(now.renamed, disk.image); }));
       auto removed = run_qemu_img({"snapshot", "-d", disk.snapshot, disk.image});
-      if (removed || removed.error().message().find("find") != std::string::npos) return {};
-      return removed.error();
+      if (!removed && removed.error().message().find("find") == std::string::npos) return removed.error();
+      return take_prints_anew(record);
     }
     VMSIEVE_ASSIGN(Holder holder, hold(users[0]));
     VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
     const auto top = chains.top_over(disk.image);
-    if (!top) return waiting(fmt::format("process {} has it open", users[0]));
+    const BlockNode* const node = chains.image(disk.image);
+    if (!top || node == nullptr || *top != node->name)
+      return waiting(fmt::format("process {} has it open, and does not write to it", users[0]));
     auto removed = holder.qmp->execute(
         "blockdev-snapshot-delete-internal-sync",
         Json{{"device", disk.device.empty() ? *top : disk.device}, {"name", disk.snapshot}},

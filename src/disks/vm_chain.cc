@@ -74,6 +74,15 @@ const BlockNode* VmChains::file(const std::string& path) const {
   return it == nodes_.end() ? nullptr : &*it;
 }
 
+std::string VmChains::over(const std::string& path) const {
+  for (const Drive& drive : drives_) {
+    for (std::size_t i = 1; i < drive.chain.size(); ++i) {
+      if (same_file(drive.chain[i], path)) return drive.chain[i - 1];
+    }
+  }
+  return "";
+}
+
 std::string VmChains::file_node(const std::string& path) const {
   const BlockNode* const node = file(path);
   return node != nullptr ? node->name : "";

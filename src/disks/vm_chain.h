@@ -28,6 +28,8 @@ class VmChains {
   const BlockNode* image(const std::string& path) const;
   /// The node of driver file or host_device in this file.
   const BlockNode* file(const std::string& path) const;
+  /// The file right over this one in the chain of a drive; empty when it is in none, or is the topmost.
+  std::string over(const std::string& path) const;
   /// Its name; empty when there is none.
   std::string file_node(const std::string& path) const;
   /// The topmost node of a drive whose topmost image is this file, or is over it.

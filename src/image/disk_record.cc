@@ -79,6 +79,8 @@ std::string encode_disks(const DiskRecord& record) {
   json["children"] = json_texts(record.children);
   json["merged"] = json_texts(record.merged);
   json["renamed"] = json_texts(record.renamed);
+  json["begun"] = json_texts(record.begun);
+  json["emptied"] = json_texts(record.emptied);
   json["leaving"] = json_texts(record.leaving);
   return frame_text(kDisksFrame, json.dump(1) + "\n");
 }
@@ -105,6 +107,8 @@ Result<DiskRecord> decode_disks(std::string_view text) {
   get_paths(top, "children", record.children);
   get_paths(top, "merged", record.merged);
   get_paths(top, "renamed", record.renamed);
+  get_paths(top, "begun", record.begun);
+  get_paths(top, "emptied", record.emptied);
   get_paths(top, "leaving", record.leaving);
   if (error) return error->with_context("the record of the disks");
   return record;

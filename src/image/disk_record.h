@@ -60,6 +60,11 @@ struct DiskRecord {
   /// Images of checkpoints over an overlay that is being merged: as they were to be until then. Their headers
   /// get another backing file's name, and so they another print.
   std::vector<std::string> renamed;
+  /// Overlays that are being merged: from then on the image under them need not be as it was.
+  std::vector<std::string> begun;
+  /// Overlays of a VM that does not run, whose content is in the image and that hold nothing any more: they
+  /// stay, for the VM may be started from them.
+  std::vector<std::string> emptied;
   /// The VM is about to leave these overlays for the images under them. If its QEMU is gone, nobody can tell
   /// which of the two holds the disk's last state.
   std::vector<std::string> leaving;

@@ -82,7 +82,7 @@ Result<void> send_all(int socket, std::string_view bytes, Clock::time_point dead
     if (ready <= 0) continue;
     std::array<char, 4096> buffer;
     n = ::recv(socket, buffer.data(), buffer.size(), MSG_DONTWAIT);
-    if (n == 0) break;
+    if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) break;
     if (n > 0) answered = true;
   }
   ::_exit(0);
@@ -134,6 +134,8 @@ Result<void> FrozenFileSystems::synchronise(Clock::time_point deadline) {
   VMSIEVE_TRY(send_all(socket_.get(), "\xff\n", deadline));
   VMSIEVE_TRY(tell("guest-sync-delimited", {{"id", number}}, deadline));
   for (;;) {
+    if (Clock::now() >= deadline)
+      return Error(ErrorKind::kTimeout, "the guest agent says other things than it was asked");
     // An error is its answer to 0xFF.
     auto answer = hear("guest-sync-delimited", deadline);
     if (answer.ok() && *answer == number) return {};
@@ -154,6 +156,8 @@ Result<void> FrozenFileSystems::tell(std::string_view command, const nlohmann::j
 
 Result<nlohmann::json> FrozenFileSystems::hear(std::string_view command, Clock::time_point deadline) {
   for (;;) {
+    if (Clock::now() >= deadline)
+      return make_error(ErrorKind::kTimeout, "the guest agent has not answered {} in time", command);
     while (auto line = lines_.next_line()) {
       const std::size_t begin = line->find('{');
       if (begin == std::string::npos) continue;

@@ -2,7 +2,9 @@
 #include "vmsieve/qemu/ram_layout.h"
 
 #include <algorithm>
+#include <chrono>
 #include <optional>
+#include <thread>
 
 #include "vmsieve/qemu/guest_ram.h"
 #include "vmsieve/qemu/machine.h"
@@ -164,7 +166,7 @@ Result<RamLayout> layout_of(QmpClient& qmp, pid_t pid, const std::string& ramblo
 }  // namespace
 
 Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid) {
-  constexpr int kAttempts = 3;
+  constexpr int kAttempts = 5;
   for (int attempt = 1;; ++attempt) {
     VMSIEVE_ASSIGN(const std::string text, qmp.human("info ramblock"));
     auto layout = layout_of(qmp, pid, text);
@@ -173,6 +175,7 @@ Result<RamLayout> read_ram_layout(QmpClient& qmp, pid_t pid) {
     // Firmware that starts has blocks of ACPI tables resized (QEMU hw/i386/acpi-build.c,
     // acpi_build_update()); and while threads of QEMU's block layer come and go, its heap and its maps
     // change under the search.
+    std::this_thread::sleep_for(std::chrono::milliseconds(10 << attempt));
   }
 }
 

@@ -96,7 +96,7 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
   VMSIEVE_ASSIGN(const std::string unique, new_checkpoint_id());
   const std::string mark = number.empty() ? unique.substr(0, 8) : unique.substr(0, 8) + "." + number;
   const auto plan = [&](DiskRecord& now) -> Result<void> {
-    std::erase_if(now.children, [](const std::string& child) { return !file_exists(child); });
+    std::erase_if(now.children, [](const std::string& child) { return is_gone(child); });
     disks_.clear();
     for (u64 i = 0; i < now.disks.size(); ++i) {
       SavedDisk disk = now.disks[i];
@@ -112,17 +112,14 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
     }
     return {};
   };
-  if (options.temporary) {
+  // Noted before they are made: where others look for what is over an image. Temporary ones too, until QEMU
+  // has them open.
+  const auto noted = store.change_disks(id, [&](const std::string& text) -> Result<std::string> {
+    VMSIEVE_ASSIGN(record, decode_disks(text));
     VMSIEVE_TRY(plan(record));
-  } else {
-    // Noted before they are made: where others look for what is over an image.
-    const auto noted = store.change_disks(id, [&](const std::string& text) -> Result<std::string> {
-      VMSIEVE_ASSIGN(record, decode_disks(text));
-      VMSIEVE_TRY(plan(record));
-      return encode_disks(record);
-    });
-    if (!noted) return noted.error();
-  }
+    return encode_disks(record);
+  });
+  if (!noted) return noted.error();
   for (u64 i = 0; i < disks_.size(); ++i) {
     const Disk& disk = disks_[i];
     VMSIEVE_TRY(

@@ -99,7 +99,7 @@ Result<ObjectRecord> DirectoryCheckpointWriter::finish_file(std::string_view nam
 }
 
 Result<void> DirectoryCheckpointWriter::note_disks(std::string_view text) {
-  VMSIEVE_TRY(publish_file_at(folder_, kDisksTemporary, kDisks, text));
+  VMSIEVE_TRY(publish_file_at(folder_, kDisksTemporary, kDisks, text, IfNotDurable::kKeep));
   // What it tells of must be found after a power cut.
   return sync_directory(checkpoints_);
 }

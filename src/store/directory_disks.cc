@@ -53,6 +53,10 @@ Result<std::string> DirectoryStore::read_disks(const std::string& id) const {
   return read_small_file_at(folder, kDisks, DiskRecord::kMaxBytes);
 }
 
+bool directory_store::stays_with_disks(std::string_view name) {
+  return name == kDisks || name.starts_with("disk-");
+}
+
 Result<void> DirectoryStore::change_disks(
     const std::string& id, const std::function<Result<std::string>(const std::string& text)>& change) {
   VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
@@ -62,15 +66,21 @@ Result<void> DirectoryStore::change_disks(
   if (changed == text) return {};
   // Who was killed in the midst of this left one; the lock says that nobody is at it now.
   VMSIEVE_TRY(unlink_at(folder, kDisksTemporary));
-  return publish_file_at(folder, kDisksTemporary, kDisks, changed);
+  return publish_file_at(folder, kDisksTemporary, kDisks, changed, IfNotDurable::kKeep);
 }
 
 Result<void> DirectoryStore::forget_disks(const std::string& id) {
   VMSIEVE_ASSIGN(const FileLock held, lock(*root_));
   VMSIEVE_ASSIGN(const Directory folder, open_checkpoint_folder(*root_, id));
+  VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
+  if (state == FolderState::kKept) {
+    VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(folder));
+    for (const std::string& name : names) {
+      if (name != kDisks && stays_with_disks(name)) VMSIEVE_TRY(unlink_at(folder, name));
+    }
+  }
   VMSIEVE_TRY(unlink_at(folder, kDisks));
   VMSIEVE_TRY(sync_directory(folder));
-  VMSIEVE_ASSIGN(const FolderState state, folder_state(folder));
   VMSIEVE_ASSIGN(const bool written, is_being_written(folder));
   if (state != FolderState::kNeither || written) return {};
   VMSIEVE_ASSIGN(const Directory checkpoints, open_directory_at(*root_, kCheckpoints));

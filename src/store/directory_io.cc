@@ -105,7 +105,7 @@ Result<std::string> read_small_file_at(const Directory& parent, const std::strin
 }
 
 Result<void> publish_file_at(const Directory& parent, const std::string& temporary, const std::string& name,
-                             std::string_view content) {
+                             std::string_view content, IfNotDurable then) {
   const auto give_up = [&parent](const std::string& leftover, Error error) {
     (void)unlink_at(parent, leftover);
     return error;
@@ -123,7 +123,10 @@ Result<void> publish_file_at(const Directory& parent, const std::string& tempora
     return give_up(temporary, errno_error(errno, fmt::format("cannot rename {} to {}",
                                                              parent.path_of(temporary), name)));
   }
-  if (auto synced = sync_directory(parent); !synced.ok()) return give_up(name, synced.error());
+  if (auto synced = sync_directory(parent); !synced.ok()) {
+    if (then == IfNotDurable::kKeep) return synced.error();
+    return give_up(name, synced.error());
+  }
   return {};
 }
 

@@ -38,9 +38,13 @@ Result<std::string> read_small_file_at(const Directory& parent, const std::strin
 
 /// Writes `temporary`, makes it durable, renames it to `name` and makes that durable: `name` holds the old
 /// content (or is absent) or the new one, never a part. On failure `temporary` is removed, and so is `name`
-/// when only the last step failed.
+/// when only the last step failed, unless it is to be kept.
+enum class IfNotDurable {
+  kRemove,
+  kKeep,  ///< for what replaces another: either of them is better than none
+};
 Result<void> publish_file_at(const Directory& parent, const std::string& temporary, const std::string& name,
-                             std::string_view content);
+                             std::string_view content, IfNotDurable then = IfNotDurable::kRemove);
 
 /// fsync of the directory: names made and removed in it are durable. File systems that know no such thing
 /// (EINVAL, ENOTSUP) are taken at their word.

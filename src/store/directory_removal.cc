@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <fcntl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "vmsieve/store/directory_store.h"
@@ -31,7 +32,8 @@ Result<Swept> sweep_folder(const Directory& checkpoints, const std::string& id, 
   if (state == FolderState::kNeither) {
     if (what == Sweep::kSafe && !written) return Swept{};
     VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(folder));
-    if (names == std::vector<std::string>{kDisks}) return Swept{};
+    const bool disks = std::find(names.begin(), names.end(), kDisks) != names.end();
+    if (disks && std::all_of(names.begin(), names.end(), stays_with_disks)) return Swept{};
     VMSIEVE_TRY(remove_folder(checkpoints, id));
     return Swept{.leftover = true};
   }

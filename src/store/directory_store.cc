@@ -87,13 +87,9 @@ Result<void> remove_folder(const Directory& checkpoints, const std::string& id) 
   VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(folder));
   // A power cut must not bring the manifest back without what it names.
   VMSIEVE_TRY(sync_directory(folder));
-  bool disks = false;
+  const bool disks = std::find(names.begin(), names.end(), kDisks) != names.end();
   for (const std::string& name : names) {
-    if (name == kDisks) {
-      disks = true;
-    } else {
-      VMSIEVE_TRY(unlink_at(folder, name));
-    }
+    if (!disks || !stays_with_disks(name)) VMSIEVE_TRY(unlink_at(folder, name));
   }
   if (disks) return {};
   if (::unlinkat(checkpoints.fd.get(), id.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) {

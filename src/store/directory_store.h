@@ -76,6 +76,10 @@ Result<void> check_marker(const Directory& root);
 /// Opens the folder of a checkpoint's id, which is checked. kNotFound when there is none.
 Result<Directory> open_checkpoint_folder(const Directory& root, const std::string& id);
 
+/// The record of disks, and copies of them, over which there may be files of restored guests: they stay with
+/// the record.
+bool stays_with_disks(std::string_view name);
+
 /// Reads and decodes the manifest in a checkpoint's folder, and checks that it is of this id.
 Result<Manifest> read_manifest(const Directory& folder, const std::string& id);
 

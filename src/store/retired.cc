@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 
@@ -30,9 +31,11 @@ Result<void> retire(const Directory& folder) {
 
 Result<bool> clear_retired(const Directory& folder) {
   VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(folder));
+  const bool disks = std::find(names.begin(), names.end(), kDisks) != names.end();
   bool any = false;
   for (const std::string& name : names) {
-    if (name == kMemory || name == kRetired || name == kPunched || name == kDisks) continue;
+    if (name == kMemory || name == kRetired || name == kPunched) continue;
+    if (disks && stays_with_disks(name)) continue;
     // Once, before the first: a power cut must not bring the manifest back without what it names.
     if (!any) VMSIEVE_TRY(sync_directory(folder));
     any = true;

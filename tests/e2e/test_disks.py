@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.conftest import BINARY, LONG, is_running, monitor, need_kernel, random_moments
+from tests.conftest import BINARY, LONG, Vmsieve, is_running, monitor, need_kernel, random_moments
 from tests.lab import Guest, Qmp, Serial, end_process, process_exists, wait_until
 from tests.lab.disks import Ledger, chain, check_file_system, check_image, guest_with, image
 
@@ -232,6 +232,29 @@ def test_nothing_is_merged_that_somebody_needs(vmsieve, tmp_path, folder):
         runs_clean(vmsieve, tmp_path, again["checkpoint"], "third")
 
 
+def test_checkpoints_of_two_stores_keep_their_disks(vmsieve, tmp_path, folder):
+    """What one store knows nothing of, another may need."""
+    other = Vmsieve(tmp_path / "other")
+    path = image(folder / "a.qcow2")
+    try:
+        with guest_with([path], folder=tmp_path / "guest") as guest:
+            ledger = Ledger(guest.serial)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            first = vmsieve.save(guest.qmp_path)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            second = other.save(guest.qmp_path)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            report = vmsieve.json("rm", first["checkpoint"])
+            assert "of no checkpoint of this store" in report["untidy_disks"][0]["reason"]
+            runs_clean(other, tmp_path, second["checkpoint"], "second")
+            assert other.json("rm", second["checkpoint"])["untidy_disks"] == []
+            assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+            assert files_in(folder) == {"a.qcow2"}
+            ledger.wait_rounds(1, alive=guest.check_alive)
+    finally:
+        other.kill_restored()
+
+
 def test_an_image_that_is_not_as_it_was_is_refused_by_name(vmsieve, tmp_path, folder):
     path = image(folder / "a.raw", form="raw")
     with guest_with([path], folder=tmp_path / "guest") as guest:
@@ -269,6 +292,7 @@ def test_an_image_that_is_not_as_it_was_is_refused_by_name(vmsieve, tmp_path, fo
     assert refused().code == 3
     (folder / "away").rename(path)
     with Guest(kernel=None, mem_mib=128, smp=1, extra=["-drive", f"file={path},format=raw,if=virtio"]) as other:
+        monitor(other, "query-status")  # it has opened its drives when it answers
         failed = refused()
         assert failed.code == 10 and str(other.pid) in failed.stderr
     as_it_was()
@@ -322,6 +346,38 @@ def test_copies_in_the_store_need_no_image(vmsieve, tmp_path, folder):
     assert "disk-1" in vmsieve.fails("verify", saved["checkpoint"]).stderr
     vmsieve.run("rm", saved["checkpoint"])
     assert not list((vmsieve.store / "checkpoints").iterdir())
+
+
+def test_a_copy_stays_as_long_as_a_restored_guest_has_it(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        checkpoint = vmsieve.save(guest.qmp_path, "--disk", "copy")["checkpoint"]
+    disk = vmsieve.restore(checkpoint, tmp_path / "second")["disks"][0]
+    Ledger(Serial(tmp_path / "second")).wait_rounds(1)
+    vmsieve.kill_restored()
+    assert disk in vmsieve.json("rm", checkpoint)["untidy_disks"][0]["reason"]
+    check_file_system(pathlib.Path(disk), tmp_path)
+    os.unlink(disk)
+    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    assert not list((vmsieve.store / "checkpoints").iterdir())
+
+
+def test_nothing_is_merged_into_an_image_that_has_moved_on(vmsieve, tmp_path, folder):
+    """As when the VM was started from its old image all the same."""
+    path = image(folder / "a.raw", form="raw")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+    with open(path, "r+b") as file:
+        file.seek(40 << 20)
+        file.write(b"later")
+    before = path.read_bytes()
+    report = vmsieve.json("rm", saved["checkpoint"])
+    assert "was written to since the checkpoint" in report["untidy_disks"][0]["reason"]
+    assert path.read_bytes() == before and overlays_of(saved)[0].exists()
 
 
 def test_clones_have_disks_of_their_own(vmsieve, tmp_path, folder):
@@ -504,7 +560,7 @@ def test_a_save_that_is_killed_leaves_the_disks_whole(vmsieve, tmp_path, folder,
         ledger.wait_rounds(2, alive=guest.check_alive)
         guest.kill()
     for path in paths:
-        check_image(path)
+        check_image(path, leaks=True)
         check_file_system(path, tmp_path).unlink()
 
 
@@ -532,7 +588,7 @@ def test_a_merge_that_is_killed_goes_on_next_time(vmsieve, tmp_path, folder):
             assert files_in(folder) == {"a.qcow2"}
             ledger.wait_rounds(1, alive=guest.check_alive)
         guest.kill()
-    check_image(path)
+    check_image(path, leaks=True)
     check_file_system(path, tmp_path)
 
 
