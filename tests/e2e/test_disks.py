@@ -322,6 +322,25 @@ def test_snapshots_inside_the_images(vmsieve, tmp_path, folder):
             ["qemu-img", "info", "--output=json", str(path)], capture_output=True, text=True, check=True).stdout)
 
 
+def test_a_snapshot_in_an_overlay_keeps_it(vmsieve, tmp_path, folder):
+    """Ways may be mixed: what the second checkpoint has is inside a file that the first one made."""
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        first = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        second = vmsieve.save(guest.qmp_path, "--disk", "internal")
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        report = vmsieve.json("rm", first["checkpoint"])
+        assert second["checkpoint"] in report["untidy_disks"][0]["reason"]
+        runs_clean(vmsieve, tmp_path, second["checkpoint"], "second")
+        assert vmsieve.json("rm", second["checkpoint"])["untidy_disks"] == []
+        vmsieve.json("disk", "tidy")
+        assert files_in(folder) == {"a.qcow2"}
+        ledger.wait_rounds(1, alive=guest.check_alive)
+
+
 def test_copies_in_the_store_need_no_image(vmsieve, tmp_path, folder):
     paths = [image(folder / "a.qcow2"), image(folder / "b.raw", form="raw")]
     with guest_with(paths, folder=tmp_path / "guest") as guest:
