@@ -7,7 +7,7 @@ set -euo pipefail
 build=(g++ cmake ninja-build pkg-config
        clang-14 clang-format-14 clang-format clang-tidy lld llvm-14 libclang-rt-14-dev
        nlohmann-json3-dev libcli11-dev libfmt-dev
-       libzstd-dev liblz4-dev libxxhash-dev libcairo2-dev libvirt-dev libxml2-dev
+       libzstd-dev liblz4-dev libxxhash-dev liburing-dev libcairo2-dev libvirt-dev libxml2-dev
        libgtest-dev libgmock-dev)
 run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
      gcc-aarch64-linux-gnu libc6-dev-arm64-cross libsqlite3-dev e2fsprogs

@@ -31,10 +31,14 @@ class BoundedQueue {
     std::unique_lock lock(mutex_);
     filled_.wait(lock, [&] { return closed_ || !items_.empty(); });
     if (items_.empty()) return std::nullopt;
-    T value = std::move(items_.front());
-    items_.pop_front();
-    room_.notify_one();
-    return value;
+    return take();
+  }
+
+  /// An item, if there is one now.
+  std::optional<T> try_pop() {
+    const std::lock_guard lock(mutex_);
+    if (items_.empty()) return std::nullopt;
+    return take();
   }
 
   /// No more pushes; what is in the queue can still be popped.
@@ -46,6 +50,13 @@ class BoundedQueue {
   }
 
  private:
+  T take() {  // with mutex_ held
+    T value = std::move(items_.front());
+    items_.pop_front();
+    room_.notify_one();
+    return value;
+  }
+
   const std::size_t capacity_;
   std::mutex mutex_;
   std::condition_variable room_;

@@ -224,24 +224,39 @@ void CapturePipeline::work() {
     u64 data_pages = 0;
     encoded.runs = sort_pages(filled->chunk, filled->buffer, data_pages);
     if (data_pages > 0) {
-      encoded.frame = encoder.encode({filled->buffer, data_pages * kPageSize}, encoded.bytes);
+      encoded.frame = encoder.encode_or_keep({filled->buffer, data_pages * kPageSize}, encoded.bytes);
+      if (encoded.frame.codec == Codec::kNone) encoded.buffer = filled->buffer;
     }
-    pool_->release(filled->buffer);
+    if (encoded.buffer == nullptr) pool_->release(filled->buffer);
     done_pages_ += pages;
     if (!encoded_.push(std::move(encoded))) break;
   }
 }
 
+Result<u64> CapturePipeline::add_frame(Encoded& encoded) {
+  if (encoded.buffer == nullptr) return writer_.add_frame(encoded.frame, encoded.bytes);
+  return writer_.add_frame_in_place(encoded.frame, {encoded.buffer, encoded.frame.stored_bytes},
+                                    [this, buffer = encoded.buffer] { pool_->release(buffer); });
+}
+
+// Buffers come back when what is in them was written: whoever waits for one must not wait for us.
+std::optional<CapturePipeline::Encoded> CapturePipeline::next_encoded() {
+  for (;;) {
+    if (auto encoded = encoded_.try_pop()) return encoded;
+    if (!writer_.settle_one()) return encoded_.pop();
+  }
+}
+
 void CapturePipeline::write() {
   lower_priority(options_.nice);
-  while (auto encoded = encoded_.pop()) {
-    if (failed()) return;
+  while (auto encoded = next_encoded()) {
+    if (failed()) break;
     u64 frame_index = 0;
-    if (!encoded->bytes.empty()) {
-      auto added = writer_.add_frame(encoded->frame, encoded->bytes);
+    if (encoded->frame.stored_bytes != 0) {
+      auto added = add_frame(*encoded);
       if (!added) {
         fail(added.error());
-        return;
+        break;
       }
       frame_index = *added;
     }
@@ -256,6 +271,8 @@ void CapturePipeline::write() {
       }
       outcome_.runs[encoded->list].push_back(run);
     }
+  }
+  while (writer_.settle_one()) {
   }
 }
 

@@ -126,7 +126,8 @@ class CapturePipeline {
     std::size_t list = 0;
     std::vector<PageRun> runs;  ///< kData runs with page_in_frame set, frame not yet
     Frame frame;
-    std::vector<std::byte> bytes;  ///< empty when no page needs a frame
+    std::vector<std::byte> bytes;  ///< what is to be stored when it was compressed
+    std::byte* buffer = nullptr;   ///< of the pool, with what is to be stored as it is
     std::vector<BlockPages> same;
   };
 
@@ -134,6 +135,8 @@ class CapturePipeline {
                   std::unique_ptr<BufferPool> pool, u64 pool_buffers);
   void work();
   void write();
+  Result<u64> add_frame(Encoded& encoded);
+  std::optional<Encoded> next_encoded();
   void fail(const Error& error);
   void join();
 

@@ -15,6 +15,13 @@ namespace {
 
 constexpr int kMaxZstdLevel = 19;
 
+/// Of a frame of many pages so many are looked at first, spread over it. A frame in which none of them can be
+/// made smaller is not compressed: trying takes as long as when it works.
+constexpr std::size_t kSamplePages = 8;
+
+/// Stored bytes that are worth the time of decoding them.
+constexpr bool is_worth_it(std::size_t stored, std::size_t raw) { return stored <= raw - raw / 16; }
+
 struct FreeCompressor {
   void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
 };
@@ -85,7 +92,30 @@ struct FrameEncoder::Impl {
 
   /// Bytes put into `scratch`, 0 when it does not work.
   std::size_t compress(std::span<const std::byte> raw);
+  /// Bytes put into `scratch`, 0 when it does not work. By LZ4, the fastest there is.
+  std::size_t compress_fast(std::span<const std::byte> raw);
+  /// May it be worth to compress this?
+  bool promises(std::span<const std::byte> raw);
 };
+
+std::size_t FrameEncoder::Impl::compress_fast(std::span<const std::byte> raw) {
+  scratch.resize(static_cast<std::size_t>(LZ4_compressBound(static_cast<int>(kMaxFrameBytes))));
+  const int size = LZ4_compress_fast_extState(
+      lz4.data(), reinterpret_cast<const char*>(raw.data()), reinterpret_cast<char*>(scratch.data()),
+      static_cast<int>(raw.size()), static_cast<int>(scratch.size()), 1);
+  return size < 0 ? 0 : static_cast<std::size_t>(size);
+}
+
+bool FrameEncoder::Impl::promises(std::span<const std::byte> raw) {
+  const std::size_t pages = raw.size() / kPageSize;
+  if (pages < 2 * kSamplePages) return true;
+  for (std::size_t i = 0; i < kSamplePages; ++i) {
+    const auto page = raw.subspan(i * pages / kSamplePages * kPageSize, kPageSize);
+    const std::size_t size = compress_fast(page);
+    if (size != 0 && is_worth_it(size, page.size())) return true;
+  }
+  return false;
+}
 
 std::size_t FrameEncoder::Impl::compress(std::span<const std::byte> raw) {
   if (compression.codec == Codec::kZstd) {
@@ -94,11 +124,7 @@ std::size_t FrameEncoder::Impl::compress(std::span<const std::byte> raw) {
                                                raw.size(), compression.level);
     return ZSTD_isError(size) != 0 ? 0 : size;
   }
-  scratch.resize(static_cast<std::size_t>(LZ4_compressBound(static_cast<int>(kMaxFrameBytes))));
-  const int size = LZ4_compress_fast_extState(
-      lz4.data(), reinterpret_cast<const char*>(raw.data()), reinterpret_cast<char*>(scratch.data()),
-      static_cast<int>(raw.size()), static_cast<int>(scratch.size()), 1);
-  return size < 0 ? 0 : static_cast<std::size_t>(size);
+  return compress_fast(raw);
 }
 
 FrameEncoder::FrameEncoder(Compression compression) : impl_(std::make_unique<Impl>()) {
@@ -107,26 +133,33 @@ FrameEncoder::FrameEncoder(Compression compression) : impl_(std::make_unique<Imp
     impl_->zstd.reset(ZSTD_createCCtx());
     VMSIEVE_CHECK(impl_->zstd != nullptr);
   }
-  if (compression.codec == Codec::kLz4) impl_->lz4.resize(static_cast<std::size_t>(LZ4_sizeofState()));
+  impl_->lz4.resize(static_cast<std::size_t>(LZ4_sizeofState()));
 }
 FrameEncoder::~FrameEncoder() = default;
 FrameEncoder::FrameEncoder(FrameEncoder&&) noexcept = default;
 
-Frame FrameEncoder::encode(std::span<const std::byte> raw, std::vector<std::byte>& out) {
+Frame FrameEncoder::encode_or_keep(std::span<const std::byte> raw, std::vector<std::byte>& out) {
   VMSIEVE_CHECK(!raw.empty() && raw.size() <= kMaxFrameBytes && raw.size() % kPageSize == 0);
   Frame frame;
   frame.raw_bytes = raw.size();
-  std::span<const std::byte> stored = raw;
-  if (impl_->compression.codec != Codec::kNone) {
+  out.clear();
+  if (impl_->compression.codec != Codec::kNone && impl_->promises(raw)) {
     const std::size_t size = impl_->compress(raw);
-    if (size != 0 && size <= raw.size() - raw.size() / 16) {
+    if (size != 0 && is_worth_it(size, raw.size())) {
       frame.codec = impl_->compression.codec;
-      stored = std::span<const std::byte>{impl_->scratch}.first(size);
+      const auto stored = std::span<const std::byte>{impl_->scratch}.first(size);
+      out.assign(stored.begin(), stored.end());
     }
   }
-  out.assign(stored.begin(), stored.end());
-  frame.stored_bytes = out.size();
-  frame.checksum = checksum(out);
+  const std::span<const std::byte> stored = out.empty() ? raw : std::span<const std::byte>{out};
+  frame.stored_bytes = stored.size();
+  frame.checksum = checksum(stored);
+  return frame;
+}
+
+Frame FrameEncoder::encode(std::span<const std::byte> raw, std::vector<std::byte>& out) {
+  const Frame frame = encode_or_keep(raw, out);
+  if (frame.codec == Codec::kNone) out.assign(raw.begin(), raw.end());
   return frame;
 }
 

@@ -14,6 +14,18 @@ namespace {
 /// How much may wait in the page cache, where O_DIRECT does not work.
 constexpr u64 kWriteBackWindow = 32 * kMiB;
 
+/// Writes under way at once, and buffers for them: enough for a disk that wants some megabytes at a time,
+/// which take a few milliseconds there.
+constexpr unsigned kQueueDepth = 32;
+constexpr std::size_t kStagingBuffers = 8;
+
+/// Shorter pieces are gathered.
+constexpr u64 kLeastInPlaceBytes = 64 * kKiB;
+
+/// Room for a file is asked for in growing steps: a small one must not take much, and be cut again.
+constexpr u64 kLeastAllocation = 4 * kMiB;
+constexpr u64 kMostAllocation = 256 * kMiB;
+
 /// A sweep holds an object for as long as making holes takes.
 constexpr u64 kSharedLockTimeoutMs = 30000;
 
@@ -25,20 +37,45 @@ Result<std::unique_ptr<ObjectWriter>> DirectoryObjectWriter::make(const Director
   VMSIEVE_ASSIGN(UniqueFd fd, create_file_at(folder, name, O_WRONLY));
   auto* writer = new DirectoryObjectWriter(std::move(fd), folder.path_of(name), std::move(progress));
   std::unique_ptr<ObjectWriter> result{writer};
-  if (!writer->staging_) {
-    return make_error(ErrorKind::kIo, "no memory for {} bytes of write buffer", kStagingBytes);
-  }
+  VMSIEVE_TRY(writer->take_staging());
   return result;
 }
 
 DirectoryObjectWriter::DirectoryObjectWriter(UniqueFd fd, std::string path,
                                              std::shared_ptr<ObjectProgress> progress)
     : fd_(std::move(fd)), path_(std::move(path)), progress_(std::move(progress)) {
-  staging_.reset(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, kStagingBytes)));
   // Asked for after the file was made: open(2) with O_CREAT | O_DIRECT fails where direct I/O does not work,
   // but leaves the file behind.
   const int flags = ::fcntl(fd_.get(), F_GETFL);
   direct_ = flags >= 0 && ::fcntl(fd_.get(), F_SETFL, flags | O_DIRECT) == 0;
+  // Through the page cache a write only copies.
+  if (!direct_) return;
+  if (auto queue = WriteQueue::make(kQueueDepth)) queue_ = std::move(*queue);
+}
+
+DirectoryObjectWriter::~DirectoryObjectWriter() { settle_all(); }
+
+/// Makes staging_ one that nobody uses.
+Result<void> DirectoryObjectWriter::take_staging() {
+  if (staging_) return {};
+  if (!spare_.empty()) {
+    staging_ = std::move(spare_.back());
+    spare_.pop_back();
+    return {};
+  }
+  if (staging_count_ == kStagingBuffers) {
+    while (spare_.empty() && settle_one()) {
+    }
+    VMSIEVE_CHECK(!spare_.empty());
+    return take_staging();
+  }
+  staging_.reset(static_cast<std::byte*>(std::aligned_alloc(kDirectAlignment, kStagingBytes)));
+  if (staging_) {
+    ++staging_count_;
+    return {};
+  }
+  return fail(
+      Error(ErrorKind::kIo, fmt::format("no memory for {} bytes of write buffer", u64{kStagingBytes})));
 }
 
 Error DirectoryObjectWriter::fail(Error error) {
@@ -53,21 +90,81 @@ bool DirectoryObjectWriter::stop_direct() {
   return !direct_;
 }
 
-Result<void> DirectoryObjectWriter::write_out(std::span<const std::byte> bytes) {
+Result<void> DirectoryObjectWriter::write_out(std::span<const std::byte> bytes, u64 offset) {
   while (!bytes.empty()) {
-    const ssize_t n = ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(written_));
+    const ssize_t n = ::pwrite(fd_.get(), bytes.data(), bytes.size(), static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
     // The disk wants more than kDirectAlignment, or a short write left us between two of its blocks.
     if (n < 0 && errno == EINVAL && stop_direct()) continue;
     if (n <= 0) {
       return fail(errno_error(
           n < 0 ? errno : ENOSPC,
-          fmt::format("cannot write {} bytes at offset {:#x} of {}", bytes.size(), written_, path_)));
+          fmt::format("cannot write {} bytes at offset {:#x} of {}", bytes.size(), offset, path_)));
     }
-    written_ += static_cast<u64>(n);
+    offset += static_cast<u64>(n);
     bytes = bytes.subspan(static_cast<std::size_t>(n));
   }
   return {};
+}
+
+// Where it fails, the file grows by being written to.
+void DirectoryObjectWriter::allocate_ahead(u64 end) {
+  if (end <= allocated_) return;
+  const u64 step = std::clamp(round_up(end, kLeastAllocation), kLeastAllocation, kMostAllocation);
+  const u64 size = round_up(end, step);
+  const u64 from = allocated_;
+  allocated_ = size;  // also where it was refused: who is refused once need not ask each time
+  (void)::fallocate(fd_.get(), 0, static_cast<off_t>(from), static_cast<off_t>(size - from));
+}
+
+/// Hands the next bytes of the file to the kernel, or writes them; `release` is called in any case.
+Result<void> DirectoryObjectWriter::begin(std::span<const std::byte> bytes, std::function<void()> release) {
+  const u64 offset = written_;
+  written_ += bytes.size();
+  while (queue_ && direct_) {
+    while (auto ended = queue_->take_ended()) end(*ended);
+    if (queue_->full()) (void)settle_one();
+    if (failed_ || !direct_) break;
+    allocate_ahead(written_);
+    WriteQueue::Write write{bytes, offset, std::move(release)};
+    if (queue_->submit(fd_.get(), write)) return {};
+    // It goes without.
+    release = std::move(write.release);
+    settle_all();
+    queue_.reset();
+  }
+  const auto written = failed_ ? Result<void>{*failed_} : write_out(bytes, offset);
+  release();
+  VMSIEVE_TRY(written);
+  return push_out_of_page_cache();
+}
+
+/// What a write has left undone is done here, and told as pwrite(2) tells it.
+void DirectoryObjectWriter::end(const WriteQueue::Ended& ended) {
+  const auto& [write, result] = ended;
+  const std::size_t done = result > 0 ? static_cast<std::size_t>(result) : 0;
+  if (done < write.bytes.size() && !failed_) (void)write_out(write.bytes.subspan(done), write.offset + done);
+  write.release();
+}
+
+bool DirectoryObjectWriter::settle_one() {
+  auto ended = queue_ ? queue_->wait_for_ended() : std::nullopt;
+  if (ended) end(*ended);
+  return ended.has_value();
+}
+
+void DirectoryObjectWriter::settle_all() {
+  while (settle_one()) {
+  }
+}
+
+Result<void> DirectoryObjectWriter::flush() {
+  const std::span<const std::byte> bytes{staging_.get(), staged_};
+  staged_ = 0;
+  if (bytes.empty()) return {};
+  // A function must be able to be copied, a buffer cannot.
+  std::byte* const buffer = staging_.release();
+  return begin(bytes, [this, buffer] { spare_.emplace_back(buffer); });
 }
 
 Result<void> DirectoryObjectWriter::push_out_of_page_cache() {
@@ -90,16 +187,16 @@ Result<void> DirectoryObjectWriter::push_out_of_page_cache() {
   return {};
 }
 
-Result<void> DirectoryObjectWriter::flush() {
-  VMSIEVE_TRY(write_out({staging_.get(), staged_}));
-  staged_ = 0;
-  return push_out_of_page_cache();
+Result<void> DirectoryObjectWriter::check_open() const {
+  if (failed_) return *failed_;
+  if (progress_->finished) return make_error(ErrorKind::kUsage, "{} is finished already", path_);
+  return {};
 }
 
 Result<void> DirectoryObjectWriter::append(std::span<const std::byte> bytes) {
-  if (failed_) return *failed_;
-  if (progress_->finished) return make_error(ErrorKind::kUsage, "{} is finished already", path_);
+  VMSIEVE_TRY(check_open());
   while (!bytes.empty()) {
+    VMSIEVE_TRY(take_staging());
     const u64 part = std::min<u64>(bytes.size(), kStagingBytes - staged_);
     std::memcpy(staging_.get() + staged_, bytes.data(), part);
     staged_ += part;
@@ -109,16 +206,34 @@ Result<void> DirectoryObjectWriter::append(std::span<const std::byte> bytes) {
   return {};
 }
 
+Result<void> DirectoryObjectWriter::append_in_place(std::span<const std::byte> bytes,
+                                                    std::function<void()> release) {
+  const bool fits = queue_ && direct_ && bytes.size() >= kLeastInPlaceBytes &&
+                    bytes.size() % kDirectAlignment == 0 && staged_ % kDirectAlignment == 0 &&
+                    reinterpret_cast<std::uintptr_t>(bytes.data()) % kDirectAlignment == 0;
+  auto ready = fits ? check_open() : append(bytes);
+  if (fits && ready) ready = flush();
+  if (fits && ready) return begin(bytes, std::move(release));
+  release();
+  return ready;
+}
+
 Result<void> DirectoryObjectWriter::finish() {
+  VMSIEVE_TRY(check_open());
+  const std::span<const std::byte> rest{staging_.get(), staged_};
+  const std::size_t whole = round_down(staged_, kDirectAlignment);
+  settle_all();
   if (failed_) return *failed_;
-  if (progress_->finished) return make_error(ErrorKind::kUsage, "{} is finished already", path_);
-  const u64 whole = round_down(staged_, kDirectAlignment);
-  VMSIEVE_TRY(write_out({staging_.get(), whole}));
-  if (whole < staged_) {
+  if (whole > 0) VMSIEVE_TRY(write_out(rest.first(whole), written_));
+  if (whole < rest.size()) {
     (void)stop_direct();
-    VMSIEVE_TRY(write_out({staging_.get() + whole, staged_ - whole}));
+    VMSIEVE_TRY(write_out(rest.subspan(whole), written_ + whole));
   }
+  written_ += rest.size();
   staged_ = 0;
+  if (allocated_ > written_ && ::ftruncate(fd_.get(), static_cast<off_t>(written_)) != 0) {
+    return fail(errno_error(errno, fmt::format("cannot cut {} to its {} bytes", path_, written_)));
+  }
   if (::fdatasync(fd_.get()) != 0) {
     return fail(errno_error(errno, fmt::format("cannot make {} durable", path_)));
   }
@@ -127,6 +242,7 @@ Result<void> DirectoryObjectWriter::finish() {
   progress_->finished = true;
   fd_.reset();
   staging_.reset();
+  spare_.clear();
   return {};
 }
 

@@ -33,16 +33,36 @@ Result<void> MemoryObjectWriter::pad_to_page() {
   return append(std::span{kZeros}.first(round_up(size, kPageSize) - size));
 }
 
-Result<u64> MemoryObjectWriter::add_frame(Frame frame, std::span<const std::byte> stored) {
+Result<void> MemoryObjectWriter::begin_frame(Frame& frame, std::size_t bytes) {
   VMSIEVE_TRY(start());
-  if (stored.size() != frame.stored_bytes) {
+  if (bytes != frame.stored_bytes) {
     return make_error(ErrorKind::kUsage, "checkpoint {}: a frame of {} stored bytes came with {}", id_,
-                      frame.stored_bytes, stored.size());
+                      frame.stored_bytes, bytes);
   }
   if (frame.codec == Codec::kNone) VMSIEVE_TRY(pad_to_page());
   frame.object = 0;
   frame.offset = object_.size();
+  return {};
+}
+
+Result<u64> MemoryObjectWriter::add_frame(Frame frame, std::span<const std::byte> stored) {
+  VMSIEVE_TRY(begin_frame(frame, stored.size()));
   VMSIEVE_TRY(append(stored));
+  index_.frames.push_back(frame);
+  return u64{index_.frames.size() - 1};
+}
+
+Result<u64> MemoryObjectWriter::add_frame_in_place(Frame frame, std::span<const std::byte> raw,
+                                                   std::function<void()> release) {
+  VMSIEVE_CHECK(frame.codec == Codec::kNone);
+  if (auto begun = begin_frame(frame, raw.size()); !begun) {
+    release();
+    return begun.error();
+  }
+  if (auto appended = object_.append_in_place(raw, std::move(release)); !appended) {
+    failed_ = appended.error();
+    return *failed_;
+  }
   index_.frames.push_back(frame);
   return u64{index_.frames.size() - 1};
 }

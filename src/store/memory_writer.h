@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -25,6 +26,12 @@ class MemoryObjectWriter {
   /// and offset are set here). Returns its number for PageRun::frame.
   Result<u64> add_frame(Frame frame, std::span<const std::byte> stored);
 
+  /// The same of a frame that is stored as it is (Codec::kNone), its bytes where they are:
+  /// ObjectWriter::append_in_place(). `release` is called also when this fails.
+  Result<u64> add_frame_in_place(Frame frame, std::span<const std::byte> raw, std::function<void()> release);
+  /// ObjectWriter::settle_one().
+  bool settle_one() { return object_.settle_one(); }
+
   /// Refers to a frame in the memory object of checkpoint `ancestor` (offset and all else as in that one's
   /// index).
   Result<u64> add_ancestor_frame(const std::string& ancestor, Frame frame);
@@ -40,6 +47,7 @@ class MemoryObjectWriter {
 
  private:
   Result<void> append(std::span<const std::byte> bytes);
+  Result<void> begin_frame(Frame& frame, std::size_t bytes);
   Result<void> start();
   Result<void> pad_to_page();
 

@@ -19,6 +19,19 @@ class ObjectWriter {
  public:
   virtual ~ObjectWriter() = default;
   virtual Result<void> append(std::span<const std::byte> bytes) = 0;
+  /// The same of whole pages that begin at a multiple of kPageSize in memory, and that may be written from
+  /// where they are: they must stay unchanged until `release` is called. It is called exactly once, also when
+  /// this fails: before this returns, or from a later call of append(), append_in_place(), settle_one() or
+  /// finish(), on whichever thread calls that. Whoever ends before finish() calls settle_one() until it
+  /// returns false.
+  virtual Result<void> append_in_place(std::span<const std::byte> bytes, std::function<void()> release) {
+    auto appended = append(bytes);
+    release();
+    return appended;
+  }
+  /// Waits until one of the writes that are under way has ended; false when there is none. An error of it is
+  /// told by the next other call.
+  virtual bool settle_one() { return false; }
   /// Bytes appended so far.
   virtual u64 size() const = 0;
   /// Makes the bytes durable.

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/capture/pipeline.h"
 
+#include <algorithm>
 #include <cstring>
+#include <deque>
 
 #include <gtest/gtest.h>
 
@@ -25,6 +27,43 @@ class MemoryObject final : public ObjectWriter {
 
  private:
   u64 fail_after_;
+};
+
+/// Writes nothing before somebody waits for it, as a slow disk.
+class LateObject final : public ObjectWriter {
+ public:
+  Result<void> append(std::span<const std::byte> more) override {
+    size_ += more.size();
+    return {};
+  }
+  Result<void> append_in_place(std::span<const std::byte> more, std::function<void()> release) override {
+    size_ += more.size();
+    under_way_.push_back({{more.begin(), more.end()}, more, std::move(release)});
+    return {};
+  }
+  bool settle_one() override {
+    if (under_way_.empty()) return false;
+    const UnderWay& oldest = under_way_.front();
+    unchanged = unchanged && std::equal(oldest.now.begin(), oldest.now.end(), oldest.before.begin());
+    oldest.release();
+    under_way_.pop_front();
+    ++settled;
+    return true;
+  }
+  u64 size() const override { return size_; }
+  Result<void> finish() override { return {}; }
+
+  bool unchanged = true;
+  u64 settled = 0;
+
+ private:
+  struct UnderWay {
+    std::vector<std::byte> before;
+    std::span<const std::byte> now;
+    std::function<void()> release;
+  };
+  std::deque<UnderWay> under_way_;
+  u64 size_ = 0;
 };
 
 void fill_page(std::byte* page, u64 seed) {
@@ -82,6 +121,27 @@ TEST(CapturePipeline, TellsWhereEveryPageWentThoughTheBuffersAreFew) {
   u64 pages = 0;
   for (const PageRun& run : outcome->runs[0]) pages += run.pages;
   EXPECT_EQ(pages, 4 * kChunks);
+}
+
+TEST(CapturePipeline, BuffersThatAreWrittenFromWhereTheyAreComeBack) {
+  LateObject object;
+  MemoryObjectWriter writer(object, "0123456789abcdef");
+  auto options = small_options();
+  options.compression = {.codec = Codec::kNone, .level = 1};
+  options.buffer_bytes = 0;  // the fewest that it works with
+  auto pipeline = CapturePipeline::make(writer, 1, options);
+  ASSERT_TRUE(pipeline.ok());
+  for (u64 i = 0; i < 300; ++i) {
+    std::byte* buffer = (*pipeline)->acquire();
+    ASSERT_NE(buffer, nullptr);
+    for (u64 page = 0; page < 4; ++page) fill_page(buffer + page * kPageSize, 4 * i + page);
+    (*pipeline)->submit({.block = 0, .pages = 4, .runs = {{4 * i, 4}}}, buffer);
+  }
+  const auto outcome = (*pipeline)->finish();
+  ASSERT_TRUE(outcome.ok());
+  EXPECT_EQ(outcome->counts.saved, 1200U);
+  EXPECT_EQ(object.settled, 300U);
+  EXPECT_TRUE(object.unchanged);
 }
 
 TEST(CapturePipeline, AFullDiskIsToldAndNobodyHangs) {

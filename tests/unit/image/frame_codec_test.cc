@@ -76,6 +76,32 @@ TEST_P(EveryCodec, WhatDoesNotCompressIsStoredAsItIs) {
   EXPECT_EQ(stored, raw);
 }
 
+TEST_P(EveryCodec, WhatIsStoredAsItIsNeedNotBeCopied) {
+  FrameEncoder encoder{{GetParam(), 1}};
+  std::vector<std::byte> stored(3);
+  const auto raw = random_bytes(32 * kPageSize);
+  const Frame frame = encoder.encode_or_keep(raw, stored);
+  EXPECT_EQ(frame.codec, Codec::kNone);
+  EXPECT_TRUE(stored.empty());
+  EXPECT_EQ(frame.stored_bytes, raw.size());
+  EXPECT_EQ(frame.checksum, checksum(raw));
+}
+
+TEST_P(EveryCodec, FramesOfWhichAPartCompressesAreCompressed) {
+  if (GetParam() == Codec::kNone) GTEST_SKIP() << "nothing is compressed";
+  FrameEncoder encoder{{GetParam(), 1}};
+  std::vector<std::byte> stored;
+  // A quarter of it, wherever it lies.
+  for (std::size_t first = 0; first < 64; first += 16) {
+    auto raw = random_bytes(64 * kPageSize);
+    const auto text = text_bytes(16 * kPageSize);
+    std::copy(text.begin(), text.end(), raw.begin() + static_cast<std::ptrdiff_t>(first * kPageSize));
+    const Frame frame = encoder.encode(raw, stored);
+    EXPECT_EQ(frame.codec, GetParam()) << first;
+    EXPECT_LT(frame.stored_bytes, 52 * kPageSize);
+  }
+}
+
 TEST_P(EveryCodec, AFlippedBitIsFoundByTheChecksum) {
   FrameEncoder encoder{{GetParam(), 1}};
   std::vector<std::byte> stored;
