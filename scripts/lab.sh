@@ -378,11 +378,11 @@ WRAPPER
 
 # ---- initramfs -------------------------------------------------------------
 
-# One initramfs for every kernel: a busybox, selfcheck, the /init that starts
-# it, and what hurts a guest on purpose. Uncompressed, because unpacking costs seconds under emulation.
+# One initramfs for every kernel: a busybox, selfcheck, the /init that starts it, what hurts a guest on
+# purpose, and what works in one. Uncompressed, because unpacking costs seconds under emulation.
 need_initramfs() {
     local guests=$source_dir/tests/guests sources
-    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./*/*.c ./init "$(command -v busybox)" \
+    sources=$(cd "$guests" && sha256sum ./*.c ./*.h ./*/*.[ch] ./init "$(command -v busybox)" \
                   "$source_dir/scripts/lab.sh" | sha256sum)
     [[ -f $lab/initramfs.cpio && -f $lab/initramfs.sources &&
        $(<"$lab/initramfs.sources") == "$sources" ]] && return
@@ -396,6 +396,8 @@ need_initramfs() {
     # The linker warns that SQLite could load extensions, which a static program cannot.
     gcc -std=gnu17 -O2 -Wall -Wextra -Werror -static -s -o "$making/tree/bin/ledger" "$guests"/ledger/*.c \
         -lsqlite3 -lm 2> "$making/ledger.log" || { cat "$making/ledger.log" >&2; false; }
+    gcc -std=gnu17 -O2 -fno-tree-vectorize -Wall -Wextra -Werror -static -s \
+        -o "$making/tree/bin/workload" "$guests"/workload/*.c -lm
     cp "$(command -v busybox)" "$making/tree/bin/busybox"
     ln -s busybox "$making/tree/bin/sh"
     install -m 755 "$guests/init" "$making/tree/init"
