@@ -9,10 +9,11 @@ from .guest import Guest
 from .host import wait_until
 
 ROUND = re.compile(r"ledger: round (\d+) ok records=(\d+) rows=(\d+)")
-FAIL = re.compile(r"ledger: FAIL.*|.*I/O error.*|.*EXT4-fs error.*")
+FAIL = re.compile(r"(?:ledger|disks): FAIL.*|.*I/O error.*|.*EXT4-fs error.*")
 SMALL = {"churn_mib": 64, "anon_mib": 16, "tmpfs_mib": 8, "cache_mib": 4, "procs": 2}
 
-HOOK = """
+# Every disk mounted as /NAME.
+MOUNT = """
 for turn in 1 2 3 4; do
     for driver in /drivers/*.ko; do /bin/busybox insmod $driver 2> /dev/null; done
 done
@@ -20,12 +21,12 @@ folders=
 for disk in {disks}; do
     for wait in 1 2 3 4 5 6 7 8 9; do [ -b /dev/$disk ] || /bin/busybox sleep 1; done
     /bin/busybox mkdir /$disk
-    /bin/busybox mount -t ext4 /dev/$disk /$disk || echo "ledger: FAIL no file system on $disk"
+    /bin/busybox mount -t ext4 /dev/$disk /$disk || echo "disks: FAIL no file system on $disk"
     folders="$folders /$disk"
     /bin/busybox rm /dev/$disk  # selfcheck would watch that it stays as it is
 done
-/bin/ledger $folders &
 """
+HOOK = MOUNT + "/bin/ledger $folders &\n"
 
 MODELS = {
     "virtio-blk": ("virtio-blk-pci,drive={drive}", "vd"),
