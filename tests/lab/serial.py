@@ -9,7 +9,8 @@ from .host import wait_until
 
 READY = re.compile(r"selfcheck: ready total_kib=(\d+) free_kib=(\d+) used_kib=(\d+)")
 ROUND = re.compile(r"selfcheck: round (\d+) ok total_kib=(\d+) free_kib=(\d+) procs=(\d+)")
-FAILURE = re.compile(r"selfcheck: FAIL.*|.*Kernel panic.*")
+# Whole lines: the console grows by single characters.
+FAILURE = re.compile(r"(?:selfcheck: FAIL|workload: \S+ FAIL|disks: FAIL|.*Kernel panic).*(?=[\r\n])")
 
 Round = collections.namedtuple("Round", "number total_kib free_kib procs")
 
