@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab itself: a guest verifies itself, and notices when it was hurt."""
 
+import ctypes
 import os
+import subprocess
 import time
 
 import pytest
 
 from tests.conftest import KERNELS, MORE_KERNELS
 
-from . import Guest, GuestFailed, HostHugepages, Serial, Unavailable, pattern, process_exists, wait_until
+from . import (Guest, GuestFailed, HostHugepages, Serial, Unavailable, disks, pattern, process_exists, wait_until,
+               workload)
+from .host import REPOSITORY
 
 
 def overwrite(guest, offsets):
@@ -116,6 +120,67 @@ def test_disk_and_balloon_work_with_the_drivers(tmp_path):
         read = guest.monitor.execute("query-blockstats")[0]["stats"]["rd_bytes"]
         # All of it once, and from the guest's page cache from then on.
         assert 16 << 20 <= read < 20 << 20
+
+
+def test_every_kind_of_load_runs_and_tells_its_speed(tmp_path):
+    kinds = {"noise": "hold random 32", "heap": "hold compressible 32", "ep": "numeric", "triad": "stream 12",
+             "cc": "compile 24", "disk": "files /vda 8", "cache": "cache /vda 16"}
+    with workload.guest_with(kinds, [disks.image(tmp_path / "disk.qcow2", 64)], mem_mib=512) as guest:
+        loads = workload.Loads(guest)
+        loads.wait_ready(30)
+        loads.wait_speeds(2, 30)
+        speeds, results = loads.speed_during(4, lambda: time.sleep(0.5))
+        assert set(speeds) == set(kinds) and min(speeds.values()) > 0
+        assert len(results) >= 8
+        loads.check()
+
+
+def test_a_load_that_ends_or_cannot_begin_is_a_failure():
+    with workload.guest_with({"none": "files /nowhere 8"}, mem_mib=256) as guest:
+        with pytest.raises(GuestFailed, match="workload: none FAIL open /nowhere"):
+            workload.Loads(guest).wait_ready(60)
+
+
+def test_one_damaged_page_of_a_load_is_noticed():
+    def first_word_of(name, number):
+        salt = 0xcbf29ce484222325
+        for letter in name.encode():
+            salt = (salt ^ letter) * 0x100000001b3 % 2**64
+        x = (salt + number + 1) % 2**64
+        x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9 % 2**64
+        x = (x ^ x >> 27) * 0x94d049bb133111eb % 2**64
+        x ^= x >> 31
+        x ^= x << 13 & 2**64 - 1
+        x ^= x >> 7
+        return x ^ (x << 17 & 2**64 - 1)
+    with workload.guest_with({"noise": "hold random 16"}, mem_mib=256, memory="memfd") as guest:
+        workload.Loads(guest).wait_ready()
+        held = guest.memory_path().read_bytes().find(first_word_of("noise", 1234).to_bytes(8, "little"))
+        assert held > 0 and held % pattern.PAGE == 0
+        overwrite(guest, [held])
+        assert "noise FAIL hold page=1234 word=0 expected=" in guest.serial.wait_failure()
+
+
+def test_held_memory_compresses_as_is_said(tmp_path):
+    """Random: not at all. Compressible: about 3:1 by lz4, 4.3:1 by zstd -1. No two pages are the same."""
+    program = tmp_path / "workload"
+    sources = sorted((REPOSITORY / "tests" / "guests" / "workload").glob("*.c"))
+    subprocess.run(["gcc", "-std=gnu17", "-O2", *sources, "-lm", "-o", program], check=True)
+
+    lz4, zstd = ctypes.CDLL("liblz4.so.1"), ctypes.CDLL("libzstd.so.1")
+    zstd.ZSTD_compress.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int]
+    out, frame = ctypes.create_string_buffer(2 << 20), 1 << 20
+
+    def ratios(content):
+        data = subprocess.run([program, "pages", content, "4096"], check=True, capture_output=True).stdout
+        frames = [data[at:at + frame] for at in range(0, len(data), frame)]
+        return (data, len(data) / sum(lz4.LZ4_compress_default(part, out, frame, len(out)) for part in frames),
+                len(data) / sum(zstd.ZSTD_compress(out, len(out), part, frame, 1) for part in frames))
+    _, by_lz4, by_zstd = ratios("random")
+    assert by_lz4 < 1.01 and by_zstd < 1.01
+    data, by_lz4, by_zstd = ratios("compressible")
+    assert 2.7 < by_lz4 < 3.3 and 3.8 < by_zstd < 4.8
+    assert len({data[at:at + pattern.PAGE] for at in range(0, len(data), pattern.PAGE)}) == 4096
 
 
 def test_a_guest_without_a_kernel_stays_in_its_firmware():
