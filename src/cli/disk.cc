@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "vmsieve/disks/flatten.h"
 #include "vmsieve/disks/tidy.h"
 #include "vmsieve/qemu/process.h"
 

@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "vmsieve/disks/image_file.h"
-#include "vmsieve/disks/tidy.h"
+#include "vmsieve/disks/qemu_img.h"
 #include "vmsieve/qemu/qmp_wire.h"
 
 namespace vmsieve {

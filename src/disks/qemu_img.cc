@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "vmsieve/disks/qemu_img.h"
+
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,7 +9,6 @@
 #include <cerrno>
 
 #include "vmsieve/base/fd.h"
-#include "vmsieve/disks/tidy.h"
 
 extern char** environ;  // NOLINT: POSIX says that a program declares it itself
 

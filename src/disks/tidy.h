@@ -6,7 +6,6 @@
 
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
-#include "vmsieve/qemu/process.h"
 #include "vmsieve/store/store.h"
 
 namespace vmsieve {
@@ -27,18 +26,5 @@ struct UntidyDisk {
 /// The caller must not be connected to the monitors of the VMs in question. An error is about the store as a
 /// whole, or kBusy: another process is at it.
 Result<std::vector<UntidyDisk>> tidy_disks(Store& store, const ProgressFunction& progress = {});
-
-struct Flattened {
-  std::string device;
-  std::string file;
-  std::size_t before = 0;  ///< images in its chain
-};
-
-/// Gives a running VM disks that need no image but their topmost (block-stream): what they shared with
-/// checkpoints is copied. The images under them stay as they are.
-Result<std::vector<Flattened>> flatten_disks(const VmAddress& vm, const ProgressFunction& progress = {});
-
-/// Runs qemu-img, which must be in $PATH: kUnsupported when it is not; kRefused with its own words.
-Result<std::string> run_qemu_img(const std::vector<std::string>& arguments);
 
 }  // namespace vmsieve

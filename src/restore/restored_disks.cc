@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "vmsieve/disks/image_file.h"
-#include "vmsieve/disks/tidy.h"
+#include "vmsieve/disks/qemu_img.h"
 
 namespace vmsieve {
 

@@ -22,7 +22,7 @@
 
 #include "vmsieve/base/endian.h"
 #include "vmsieve/base/fd.h"
-#include "vmsieve/disks/tidy.h"
+#include "vmsieve/disks/qemu_img.h"
 
 namespace vmsieve {
 namespace {
