@@ -179,7 +179,8 @@ Result<nlohmann::json> FrozenFileSystems::hear(std::string_view command, Clock::
     const ssize_t n = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
     if (n < 0 && (errno == EINTR || errno == EAGAIN)) continue;
     if (n <= 0) return Error(ErrorKind::kVanished, "the guest agent's socket was closed");
-    VMSIEVE_TRY(lines_.feed({buffer.data(), static_cast<std::size_t>(n)}));
+    if (!lines_.feed({buffer.data(), static_cast<std::size_t>(n)}))
+      return Error(ErrorKind::kDamaged, "the guest agent sends a line that does not end");
   }
 }
 

@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """File systems that qemu-guest-agent freezes for the pause: Debian's agent, in a real guest."""
 
+import contextlib
 import pathlib
 import re
+import socket
 import subprocess
+import threading
 import time
 
 import pytest
 
 from tests.conftest import BINARY, LONG, is_running, random_moments
-from tests.lab import Serial
+from tests.lab import Guest, Serial
 from tests.lab.disks import Ledger, guest_with, image
 from tests.lab.host import lab
+
+SO_SNDBUFFORCE = 32  # socket(7)
 
 AGENT = """
 /bin/busybox mkdir -p /run /var/run /var/log
@@ -27,10 +32,13 @@ def agent_files():
     return {"/usr/sbin/qemu-ga": agent, **{path: path for path in re.findall(r"(/lib\S+) \(", linked)}}
 
 
-def agent_guest(tmp_path, paths, runs=True):
-    port = ["-device", "virtio-serial-pci", "-chardev", f"socket,path={tmp_path}/agent,server=on,wait=off,id=agent",
+def agent_port(tmp_path):
+    return ["-device", "virtio-serial-pci", "-chardev", f"socket,path={tmp_path}/agent,server=on,wait=off,id=agent",
             "-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
-    return guest_with(paths, extra=port, hook=AGENT if runs else "", files=agent_files(), folder=tmp_path / "guest")
+
+
+def agent_guest(tmp_path, paths, runs=True):
+    return guest_with(paths, extra=agent_port(tmp_path), hook=AGENT if runs else "", files=agent_files(), folder=tmp_path / "guest")
 
 
 def needs_recovery(path, folder):
@@ -89,6 +97,29 @@ def test_no_agent_or_one_that_is_silent(vmsieve, tmp_path):
         Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
         failed = vmsieve.fails("save", guest.qmp_path, "--quiesce")
         assert failed.code == 3 and "org.qemu.guest_agent.0" in failed.stderr
+
+
+@pytest.mark.parametrize("words", ["x", '{"return": 1}\n', "x\n"])
+def test_an_agent_that_talks_for_ever(vmsieve, tmp_path, words):
+    """The test sits where the agent does, and never stops."""
+    def talk():
+        with listener.accept()[0] as client, contextlib.suppress(OSError):
+            # So much that there is always more to be read: else it is silent now and then, after all.
+            with contextlib.suppress(PermissionError):
+                client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 256 << 20)
+            while True:
+                client.sendall(words.encode() * (1 << 20))
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=agent_port(tmp_path)) as guest, \
+            socket.socket(socket.AF_UNIX) as listener:
+        assert is_running(guest)  # QEMU has made its socket when it answers
+        (tmp_path / "agent").unlink()
+        listener.bind(str(tmp_path / "agent"))
+        listener.listen()
+        threading.Thread(target=talk, daemon=True).start()
+        begun = time.monotonic()
+        failed = vmsieve.fails("save", guest.qmp_path, "--quiesce", "--quiesce-limit", "2")
+        assert "guest agent" in failed.stderr and time.monotonic() - begun < 15
+        assert is_running(guest)
 
 
 def test_a_save_that_is_killed_leaves_nothing_frozen(vmsieve, tmp_path):
