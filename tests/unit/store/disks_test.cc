@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -10,9 +11,25 @@
 #include "vmsieve/base/fd.h"
 #include "vmsieve/image/disk_record.h"
 
+namespace {
+/// What fsync(2) says of directories; 0: what the system says.
+std::atomic<int> error_of_directories{0};
+}  // namespace
+
+/// In the place of the C library's, for all of this program.
+extern "C" int fsync(int fd) {
+  struct stat info {};
+  if (error_of_directories != 0 && ::fstat(fd, &info) == 0 && S_ISDIR(info.st_mode)) {
+    errno = error_of_directories;
+    return -1;
+  }
+  return static_cast<int>(::syscall(SYS_fsync, fd));
+}
+
 namespace vmsieve {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -240,6 +257,28 @@ TEST_F(DisksTest, AChangeThatFailsLeavesWhatWas) {
   EXPECT_EQ(record(), kText);
   // The store is not left locked.
   EXPECT_TRUE(store_->remove(kId).ok());
+}
+
+TEST_F(DisksTest, AChangeThatMayNotLastLeavesEitherOfThem) {
+  commit_with_disks();
+  error_of_directories = EIO;
+  const auto changed = change_to("new");
+  error_of_directories = 0;
+  ASSERT_FALSE(changed.ok());
+  EXPECT_THAT(changed.error().message(), HasSubstr("durable"));
+  EXPECT_THAT(record(), AnyOf(kText, "new"));
+}
+
+TEST_F(DisksTest, ANoteThatMayNotLastLeavesEitherOfThem) {
+  auto writer = store_->begin_as(kId);
+  ASSERT_TRUE(writer.ok());
+  ASSERT_TRUE((*writer)->note_disks(kText).ok());
+  error_of_directories = EIO;
+  const auto noted = (*writer)->note_disks("new");
+  error_of_directories = 0;
+  ASSERT_FALSE(noted.ok());
+  EXPECT_THAT(noted.error().message(), HasSubstr("durable"));
+  EXPECT_THAT(record(), AnyOf(kText, "new"));
 }
 
 TEST_F(DisksTest, WhatHasNoRecordHasNothingToChange) {
