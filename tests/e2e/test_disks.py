@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import sqlite3
@@ -232,9 +233,13 @@ def test_nothing_is_merged_that_somebody_needs(vmsieve, tmp_path, folder):
         runs_clean(vmsieve, tmp_path, again["checkpoint"], "third")
 
 
-def test_checkpoints_of_two_stores_keep_their_disks(vmsieve, tmp_path, folder):
-    """What one store knows nothing of, another may need."""
+@pytest.mark.parametrize("place", ["beside", "elsewhere"])
+def test_checkpoints_of_two_stores_keep_their_disks(vmsieve, tmp_path, folder, place):
+    """What one store knows nothing of, another may need: also what is in another folder than the image."""
     other = Vmsieve(tmp_path / "other")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    options = ["--disk-folder", elsewhere] if place == "elsewhere" else []
     path = image(folder / "a.qcow2")
     try:
         with guest_with([path], folder=tmp_path / "guest") as guest:
@@ -242,17 +247,56 @@ def test_checkpoints_of_two_stores_keep_their_disks(vmsieve, tmp_path, folder):
             ledger.wait_rounds(1, alive=guest.check_alive)
             first = vmsieve.save(guest.qmp_path)
             ledger.wait_rounds(1, alive=guest.check_alive)
-            second = other.save(guest.qmp_path)
+            second = other.save(guest.qmp_path, *options)
             ledger.wait_rounds(1, alive=guest.check_alive)
             report = vmsieve.json("rm", first["checkpoint"])
             assert "of no checkpoint of this store" in report["untidy_disks"][0]["reason"]
+            assert overlays_of(first)[0].exists() and chain(overlays_of(second)[0])[1:] == [
+                str(overlays_of(first)[0]), str(path)]
             runs_clean(other, tmp_path, second["checkpoint"], "second")
             assert other.json("rm", second["checkpoint"])["untidy_disks"] == []
             assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
-            assert files_in(folder) == {"a.qcow2"}
+            assert files_in(folder) == {"a.qcow2"} and files_in(elsewhere) == set()
             ledger.wait_rounds(1, alive=guest.check_alive)
     finally:
         other.kill_restored()
+
+
+def firmware_with(path):
+    """A guest that stays in its firmware, with a disk that nobody writes to."""
+    return Guest(kernel=None, mem_mib=128, smp=1, extra=["-drive", f"file={path},format=qcow2,if=virtio"])
+
+
+def test_records_do_not_grow_with_every_save(vmsieve, folder):
+    """What was merged since is not named any more."""
+    path = image(folder / "a.qcow2", file_system=False)
+    with firmware_with(path) as guest:
+        before = None
+        for _ in range(6):
+            saved = vmsieve.save(guest.qmp_path)
+            record = (vmsieve.store / "checkpoints" / saved["checkpoint"] / "disks").read_text(encoding="utf-8")
+            assert set(re.findall(r'"([^"]+\.qcow2)"', record)) == set(chain(overlays_of(saved)[0]))
+            if before:
+                assert vmsieve.json("rm", before["checkpoint"])["untidy_disks"] == []
+            before = saved
+        assert chain(overlays_of(saved)[0]) == [str(overlays_of(saved)[0]), str(path)]
+
+
+@pytest.mark.parametrize("way", ["by the VM's QEMU", "by qemu-img"])
+def test_what_is_merged_is_durable_before_the_overlay_goes(vmsieve, tmp_path, folder, way):
+    """As vmsieve sees to it: the image, and the header of what is over it and names it now."""
+    path = image(folder / "a.qcow2", file_system=False)
+    with firmware_with(path) as guest:
+        first, second = vmsieve.save(guest.qmp_path), vmsieve.save(guest.qmp_path)
+        if way == "by qemu-img":
+            guest.kill()
+        trace = tmp_path / "trace"
+        subprocess.run(["strace", "-y", "-o", str(trace), "-e", "trace=fsync,fdatasync,unlink,unlinkat", str(BINARY), "rm",
+                        first["checkpoint"]], env=vmsieve.env, check=True, stdout=subprocess.DEVNULL)
+    calls = trace.read_text(encoding="utf-8").splitlines()
+    gone = next(number for number, call in enumerate(calls) if "unlink" in call and str(overlays_of(first)[0]) in call)
+    for file in (path, *overlays_of(second)):
+        assert any("sync(" in call and f"<{file}>" in call and call.endswith("= 0") for call in calls[:gone]), file
 
 
 def test_an_image_that_is_not_as_it_was_is_refused_by_name(vmsieve, tmp_path, folder):
