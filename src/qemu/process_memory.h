@@ -16,4 +16,9 @@ namespace vmsieve {
 /// touched maps one, and allocates it when the mapping is shared: ask first what is populated.
 Result<void> read_process_memory(pid_t pid, HostVirtual address, std::span<std::byte> out);
 
+/// Copies `bytes` to `address` of another process (process_vm_writev(2)), into pages that need not be there
+/// yet. kVanished when the process is gone, kPermission when we may not, kIo when part of the range is not
+/// mapped or may not be written.
+Result<void> write_process_memory(pid_t pid, HostVirtual address, std::span<const std::byte> bytes);
+
 }  // namespace vmsieve

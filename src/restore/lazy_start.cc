@@ -5,9 +5,7 @@
 #include <array>
 #include <string_view>
 
-#include "vmsieve/qemu/live_memory.h"
-#include "vmsieve/qemu/machine.h"
-#include "vmsieve/qemu/ram_layout.h"
+#include "vmsieve/restore/fresh_memory.h"
 #include "vmsieve/restore/option_parts.h"
 #include "vmsieve/restore/option_table.h"
 
@@ -33,13 +31,6 @@ constexpr auto kUnfitDevices = std::to_array<Unfit>({
 });
 constexpr auto kUnfitNetworks = std::to_array<std::string_view>({"vhost-user", "vhost-vdpa"});
 
-/// The block of the new QEMU, when it is main memory there too.
-const RamBlock* new_block(const RamLayout& layout, const std::string& name) {
-  if (name.empty()) return nullptr;  // QEMU does not migrate it
-  const auto block = std::ranges::find(layout.blocks, name, &RamBlock::name);
-  return block == layout.blocks.end() || !block->guest_ram ? nullptr : &*block;
-}
-
 }  // namespace
 
 std::string why_not_lazy(const QemuCommandLine& command_line) {
@@ -64,28 +55,15 @@ std::string why_not_lazy(const QemuCommandLine& command_line) {
 Result<LazyStart> start_lazy(std::shared_ptr<const CheckpointReader> reader, const MemoryIndex& index,
                              QmpClient& qmp, const PageServer::Target& target,
                              const PageServer::Options& options) {
-  VMSIEVE_ASSIGN(const RamLayout layout, read_ram_layout(qmp, target.qemu));
-  VMSIEVE_ASSIGN(const auto memory, LiveMemory::open(target.qemu, layout));
-  LazyStart start;
-  const std::vector<BlockRecord>& records = reader->manifest().blocks;
-  for (std::size_t i = 0; i < index.blocks.size(); ++i) {
-    const RamBlock* block = records[i].guest_ram ? new_block(layout, index.blocks[i].name) : nullptr;
-    start.brought.push_back(block != nullptr);
-    if (block == nullptr) continue;
-    if (block->used_bytes != index.blocks[i].used_bytes)
-      return make_error(ErrorKind::kUnsupported, "RAM block {} has another size", block->name);
-    if (block->host_page_bytes > kLargestHugePage)
+  VMSIEVE_ASSIGN(FreshMemory fresh, find_fresh_memory(reader->manifest(), index, qmp, target.qemu));
+  for (std::size_t i = 0; i < fresh.brought.size(); ++i) {
+    const RamBlock& block = fresh.layout.blocks[fresh.block[i]];
+    if (fresh.brought[i] && block.host_page_bytes > kLargestHugePage)
       return make_error(ErrorKind::kUnsupported, "its memory is in pages of {} MiB",
-                        block->host_page_bytes / kMiB);
-    const auto number = static_cast<u32>(block - layout.blocks.data());
-    const u64 pages = round_up(block->used_bytes, kPageSize) >> kPageShift;
-    if (!memory->resident_block(number, 0, pages).empty())
-      return make_error(ErrorKind::kUnsupported, "the new QEMU has put something into RAM block {} already",
-                        block->name);
+                        block.host_page_bytes / kMiB);
   }
-  if (std::ranges::find(start.brought, true) == start.brought.end())
-    return Error(ErrorKind::kUnsupported, "the checkpoint does not say which RAM block is main memory");
-  MissingPlan plan(index, start.brought, layout);
+  LazyStart start{nullptr, std::move(fresh.brought)};
+  MissingPlan plan(index, start.brought, fresh.layout);
   VMSIEVE_ASSIGN(start.server, PageServer::start(std::move(reader), std::move(plan), target, options));
   return start;
 }

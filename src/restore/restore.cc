@@ -13,8 +13,10 @@
 #include "vmsieve/restore/clone_memory.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
+#include "vmsieve/restore/fresh_memory.h"
 #include "vmsieve/restore/launch.h"
 #include "vmsieve/restore/lazy_start.h"
+#include "vmsieve/restore/memory_filler.h"
 #include "vmsieve/restore/missing_guard.h"
 #include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/preflight.h"
@@ -81,6 +83,7 @@ struct Work {
   std::vector<std::byte> device_state;
   unsigned threads = 1;
   bool old_bytes_show = false;
+  bool directly = false;  ///< into the new QEMU's memory, if it goes, rather than through the stream
   WorkingSet working_set;
   bool record = false;
   std::vector<bool> brought_elsewhere;
@@ -117,6 +120,21 @@ Result<void> try_lazy(Work& work, RunningQemu& qemu, RestoreMode mode, std::stri
     return lazy.error().with_context("a lazy restore is not possible");
   reason = lazy.error().message();
   return {};
+}
+
+/// Fills the new QEMU's main memory, all of it. Where that does not go, the stream will.
+Result<void> try_directly(Work& work, RunningQemu& qemu, const ProgressFunction& progress, SentPages& sent) {
+  auto fresh = find_fresh_memory(work.reader->manifest(), work.index(), qemu.qmp(), qemu.pid());
+  auto filled = fresh ? fill_memory(*work.reader, work.index(), *fresh, qemu.pid(), work.threads, progress)
+                      : Result<SentPages>{fresh.error()};
+  if (filled) {
+    sent = *filled;
+    work.brought_elsewhere = std::move(fresh->brought);
+    return {};
+  }
+  const ErrorKind kind = filled.error().kind();
+  if (kind == ErrorKind::kUnsupported || kind == ErrorKind::kPermission) return {};
+  return filled.error();
 }
 
 /// All but the stream's end, which begins with the device state: from there on QEMU runs the guest as soon as
@@ -158,12 +176,19 @@ Result<void> bring_back(Work& work, RunningQemu& qemu, RestoreMode mode, bool ru
   VMSIEVE_TRY(check_blocks(work.reader->manifest(), qemu.qmp()));
 
   // ---- the new QEMU gets the checkpoint; it ends by itself if we do ----
+  SentPages filled;
   if (work.feed == nullptr) {
     // Before the device state: to load it, QEMU reads the guest's memory.
-    VMSIEVE_TRY(try_lazy(work, qemu, mode, report.eager_reason));
+    if (work.directly) {
+      VMSIEVE_TRY(try_directly(work, qemu, progress, filled));
+    } else {
+      VMSIEVE_TRY(try_lazy(work, qemu, mode, report.eager_reason));
+    }
     work.start_decoding();
   }
   VMSIEVE_ASSIGN(report.sent, load(work, qemu, progress, report.stream_bytes));
+  report.sent.data += filled.data;
+  report.sent.fill += filled.fill;
   VMSIEVE_TRY(qemu.wait_until_loaded(kLoadTimeout));
   VMSIEVE_ASSIGN(report.running, make_run(qemu, run));
   // ---- the guest is back ----
@@ -304,16 +329,18 @@ Result<Restored> restore(Store& store, const std::string& id, const RestoreOptio
   work.record = options.record;
   if (options.mode != RestoreMode::kEager && !options.record)
     work.working_set = read_working_set(store, *work.reader);
+  const std::string only_by_qemu =
+      work.old_bytes_show ? "its memory holds something already" : why_not_lazy(command_line);
+  work.directly = options.mode == RestoreMode::kEager && only_by_qemu.empty();
   if (options.mode != RestoreMode::kEager) {
-    report.eager_reason =
-        work.old_bytes_show ? "its memory holds something already" : why_not_lazy(command_line);
+    report.eager_reason = only_by_qemu;
     if (options.mode == RestoreMode::kLazy && !report.eager_reason.empty()) {
       return make_error(ErrorKind::kUnsupported, "a lazy restore is not possible: {}", report.eager_reason);
     }
   }
 
   if (progress) progress({"starting QEMU", 0, 0});
-  if (options.mode == RestoreMode::kEager || !report.eager_reason.empty()) work.start_decoding();
+  if (!only_by_qemu.empty()) work.start_decoding();
   // To ask a program for its version takes as long as half of QEMU's start, so the started one tells it
   // where nothing is done before that.
   if (!ram_files->to_clear.empty()) VMSIEVE_TRY(check_executable(manifest, executable));
