@@ -5,7 +5,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <functional>
+#include <iterator>
+#include <thread>
 
 #include "vmsieve/image/working_set.h"
 #include "vmsieve/store/directory_object.h"
@@ -165,6 +169,39 @@ Result<void> check_objects(const Directory& folder, const Manifest& manifest) {
   return {};
 }
 
+/// Adds what there is under one name.
+void list_one(const Directory& checkpoints, const std::string& id, Listing& listing) {
+  const auto folder = open_directory_at(checkpoints, id);
+  if (!folder.ok()) {
+    if (folder.error().kind() != ErrorKind::kNotFound) listing.damaged.push_back({id, folder.error()});
+    return;
+  }
+  auto manifest = read_manifest(*folder, id);
+  const auto objects = manifest.ok() ? check_objects(*folder, *manifest) : Result<void>{manifest.error()};
+  if (objects.ok()) {
+    listing.checkpoints.push_back(std::move(*manifest));
+    return;
+  }
+  if (const auto retired = exists_at(*folder, kRetired); retired.ok() && *retired) {
+    ++listing.retired;
+    struct stat info {};
+    if (::fstatat(folder->fd.get(), kMemory, &info, AT_SYMLINK_NOFOLLOW) == 0)
+      listing.retired_bytes += static_cast<u64>(info.st_blocks) * 512;
+    return;
+  }
+  // No manifest, or it is gone now: removed while we looked, or never committed.
+  const auto exists = exists_at(*folder, kManifest);
+  if (!exists.ok() || *exists) listing.damaged.push_back({id, objects.error()});
+}
+
+/// A thread is worth its start from some dozens of manifests on; those of a store on a network wait for it.
+std::size_t reading_threads(std::size_t checkpoints) {
+  constexpr std::size_t kCheckpointsEach = 32;
+  constexpr std::size_t kMostThreads = 8;
+  return std::min({(checkpoints + kCheckpointsEach - 1) / kCheckpointsEach, kMostThreads,
+                   std::size_t{std::max(1U, std::thread::hardware_concurrency())}});
+}
+
 }  // namespace
 
 Result<std::unique_ptr<DirectoryStore>> DirectoryStore::open_path(const std::string& path, bool create) {
@@ -206,31 +243,25 @@ Result<Listing> DirectoryStore::list() const {
     if (checkpoints.error().kind() == ErrorKind::kNotFound) return listing;
     return checkpoints.error();
   }
-  VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
-  for (const std::string& id : names) {
-    if (!is_checkpoint_id(id)) continue;
-    const auto folder = open_directory_at(*checkpoints, id);
-    if (!folder.ok()) {
-      if (folder.error().kind() != ErrorKind::kNotFound) listing.damaged.push_back({id, folder.error()});
-      continue;
-    }
-    auto manifest = read_manifest(*folder, id);
-    const auto objects = manifest.ok() ? check_objects(*folder, *manifest) : Result<void>{manifest.error()};
-    if (objects.ok()) {
-      listing.checkpoints.push_back(std::move(*manifest));
-      continue;
-    }
-    if (const auto retired = exists_at(*folder, kRetired); retired.ok() && *retired) {
-      ++listing.retired;
-      struct stat info {};
-      if (::fstatat(folder->fd.get(), kMemory, &info, AT_SYMLINK_NOFOLLOW) == 0)
-        listing.retired_bytes += static_cast<u64>(info.st_blocks) * 512;
-      continue;
-    }
-    // No manifest, or it is gone now: removed while we looked, or never committed.
-    const auto exists = exists_at(*folder, kManifest);
-    if (!exists.ok() || *exists) listing.damaged.push_back({id, objects.error()});
+  VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(*checkpoints));
+  std::erase_if(names, [](const std::string& name) { return !is_checkpoint_id(name); });
+
+  std::vector<Listing> parts(reading_threads(names.size()));
+  std::atomic<std::size_t> next = 0;
+  const auto read = [&](Listing& part) {
+    for (std::size_t i = next++; i < names.size(); i = next++) list_one(*checkpoints, names[i], part);
+  };
+  std::vector<std::thread> helpers;
+  for (std::size_t i = 1; i < parts.size(); ++i) helpers.emplace_back(read, std::ref(parts[i]));
+  if (!parts.empty()) read(parts.front());
+  for (std::thread& helper : helpers) helper.join();
+  for (Listing& part : parts) {
+    std::ranges::move(part.checkpoints, std::back_inserter(listing.checkpoints));
+    std::ranges::move(part.damaged, std::back_inserter(listing.damaged));
+    listing.retired += part.retired;
+    listing.retired_bytes += part.retired_bytes;
   }
+  std::ranges::sort(listing.damaged, {}, &DamagedCheckpoint::id);
   std::sort(listing.checkpoints.begin(), listing.checkpoints.end(), [](const Manifest& a, const Manifest& b) {
     return std::tie(a.created, a.id) < std::tie(b.created, b.id);
   });

@@ -11,6 +11,7 @@ namespace {
 
 constexpr std::string_view kLatest = "latest";
 constexpr std::size_t kMinPrefix = 4;
+constexpr std::size_t kIdDigits = 16;
 
 Result<std::string> latest_of(const Listing& listing, std::string_view vm_name, const std::string& store) {
   // The listing goes from the oldest to the newest.
@@ -61,12 +62,15 @@ Result<std::string> Store::resolve(std::string_view checkpoint) const {
   const std::size_t at = checkpoint.rfind('@');
   const bool by_name = at != std::string_view::npos && checkpoint.substr(at + 1) == kLatest;
   const bool is_hex = checkpoint.find_first_not_of("0123456789abcdef") == std::string_view::npos;
-  if (!by_name && (!is_hex || checkpoint.size() < kMinPrefix || checkpoint.size() > 16)) {
+  if (!by_name && (!is_hex || checkpoint.size() < kMinPrefix || checkpoint.size() > kIdDigits)) {
     return make_error(
         ErrorKind::kNotFound,
         "'{}' names no checkpoint: give its id, at least {} of the id's first digits, or VMNAME@{}",
         printable(checkpoint), kMinPrefix, kLatest);
   }
+  // A whole id needs no look at all the others, if it is one.
+  if (!by_name && checkpoint.size() == kIdDigits && manifest(std::string{checkpoint}))
+    return std::string{checkpoint};
   VMSIEVE_ASSIGN(const Listing listing, list());
   if (by_name) return latest_of(listing, checkpoint.substr(0, at), name());
   return by_prefix(listing, checkpoint, name());
