@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every way of checkpointing on the same guest, in turns: bench/README.md."""
+
+import argparse
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+
+from . import host, page, plan
+from .kinds import KINDS
+from .rounds import Rounds, say
+from .subject import end_descendants
+
+RESULTS = host.ROOT / "bench" / "results"
+
+
+def adopt_all():
+    """Processes whose parent has ended become ours, so that none is left behind."""
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
+
+
+def write(path, results):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_suffix(".made")
+    made.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    made.rename(path)
+
+
+def bench(name, kind, choice, options):
+    """One kind of guest, in all its settings; the results' file is written as soon as there is something new."""
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=host.BUILD))
+    path = options.results / f"{name}.json"
+    options.restores = choice.restores and not options.no_restore
+    options.rounds = options.wanted_rounds or choice.rounds
+    qemus = {}
+    for part in choice.parts:
+        qemus |= part.setting.programs()
+    results = {"name": name, "kind": kind, "title": KINDS[kind].title, "mem_mib": options.mem_mib, "started": host.utc(),
+               "rounds": options.rounds, "machine": host.machine(), "versions": host.versions(qemus), "settings": {}}
+    try:
+        for part in choice.parts:
+            record = results["settings"].setdefault(part.setting.name, {})
+            try:
+                Rounds(part, kind, options, folder, record).run()
+            except host.NotThere as error:
+                record["not_there"] = str(error)
+                say(f"   {part.setting.title}: {error}")
+            except Exception as error:  # the others are still worth measuring
+                record["failed"] = f"{type(error).__name__}: {error}"
+                say(f"   {part.setting.title} FAILED: {error}")
+            finally:
+                results["ended"] = host.utc()
+                write(path, results)
+                shutil.rmtree(folder / "files", ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        end_descendants(os.getpid())
+
+
+def parse():
+    parser = argparse.ArgumentParser(prog="./bench.sh", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three minutes: one guest, the ways that matter most")
+    parser.add_argument("--guest", nargs="+", action="extend", choices=KINDS, metavar="KIND", default=[],
+                        help=f"{', '.join(KINDS)} (all)")
+    parser.add_argument("--way", nargs="+", action="extend", choices=plan.way_names(), metavar="NAME", default=[],
+                        help=f"these alone: {', '.join(plan.way_names())}")
+    parser.add_argument("--everything", action="store_true", help="all ways of all guests, not only of some")
+    parser.add_argument("--rounds", type=int, dest="wanted_rounds", metavar="N")
+    parser.add_argument("--mem-mib", type=int, default=4096, metavar="N")
+    parser.add_argument("--no-restore", action="store_true")
+    parser.add_argument("--page", action="store_true", help="only make the page and the plots anew")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, metavar="FOLDER")
+    return parser.parse_args()
+
+
+def main():
+    options = parse()
+    adopt_all()
+    host.BUILD.mkdir(exist_ok=True)
+    try:
+        if options.quick:
+            quick = plan.Choice(plan.QUICK, 3, False)
+            for kind in options.guest or ["churned"]:
+                bench("quick" if kind == "churned" else f"quick-{kind}", kind, quick, options)
+        elif not options.page:
+            for kind in options.guest or KINDS:
+                bench(kind, kind, plan.choice(kind, options.everything, options.way), options)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    finally:
+        end_descendants(os.getpid())
+    page.write(options.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's dumps of a guest's memory, to be looked at; no guest is restored from one."""
+
+import mmap
+
+from . import host
+from .way import Taken, Way
+
+NOTE = b"VMCOREINFO\0\0OSRELEASE="
+
+
+class Dump(Way):
+    note = "to be looked at: not restorable"
+
+    def __init__(self, name, title, form, note=""):
+        super().__init__(name, title, note)
+        self.form = form
+
+    def dump(self, subject, file):
+        arguments = {"paging": False, "protocol": f"file:{file}"}
+        if self.form != "elf":
+            arguments["format"] = self.form
+        subject.qmp.execute("dump-guest-memory", **arguments)
+
+    def take(self, subject, place):
+        self.dump(subject, place / "dump")
+        return Taken()
+
+
+class Makedumpfile(Dump):
+    """A dump, and of it what is neither free, nor zeros, nor cache, nor user data: makedumpfile's level 31."""
+
+    note = "to be looked at: not restorable; what programs hold is left out. The dump itself goes in the end"
+
+    def prepare(self, subject, place):
+        host.need("makedumpfile")
+
+    def take(self, subject, place):
+        dump = place / "dump"
+        self.dump(subject, dump)
+        information = subject.folder / "vmcoreinfo"
+        if not information.exists():
+            information.write_bytes(vmcoreinfo(dump))
+        intermediate = dump.stat().st_blocks * 512
+        _, usage = host.run(subject.folder, ["makedumpfile", "-d", "31", "-i", information, dump, place / "small"])
+        dump.unlink()
+        return Taken([usage], {"intermediate_bytes": intermediate})
+
+
+def vmcoreinfo(dump):
+    """What a guest's kernel tells of itself for programs like makedumpfile, as /sys/kernel/vmcoreinfo has it."""
+    with open(dump, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        at = data.find(NOTE)
+        if at < 0:
+            raise host.NotThere("the dump holds no VMCOREINFO")
+        text = data[at + 12:at + 12 + 4096]
+        return text[:text.find(b"\0")]
+
+
+def dump_ways():
+    return [
+        Makedumpfile("dump-makedumpfile", "dump-guest-memory, then makedumpfile -d 31", "elf"),
+        Dump("dump-kdump-zlib", "dump-guest-memory, kdump-zlib", "kdump-zlib"),
+    ]

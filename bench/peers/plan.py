@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ways are taken of which guests."""
+
+import dataclasses
+
+from . import settings
+from .dump_ways import dump_ways
+from .qemu_ways import IgnoreShared, Migrate, Settled, SnapshotSave, mapped_ways, stream_ways
+from .vmsieve_ways import save_ways
+
+# vmsieve's in the guests that are booted for others: what those are compared with.
+REFERENCE = ("paused-none", "live-zstd")
+
+MAIN = (*stream_ways(), *mapped_ways(), SnapshotSave("snapshot-save", "QEMU snapshot-save into a qcow2 image"),
+        *dump_ways(), *save_ways())
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The ways of one setting."""
+
+    setting: settings.Setting
+    ways: tuple
+
+
+EVERYTHING = (
+    Part(settings.QEMU_10, MAIN),
+    Part(settings.QEMU_7, (*stream_ways(), *save_ways(*REFERENCE))),
+    Part(settings.SHARED_FILE, (
+        Migrate("migrate", "QEMU migrate, stopped", restored=False),
+        IgnoreShared("ignore-shared", "QEMU x-ignore-shared, stopped", False,
+                     "no checkpoint by itself: the memory file goes on changing"),
+        IgnoreShared("ignore-shared-copy", "QEMU x-ignore-shared, stopped, and a copy of the memory file", True,
+                     "cp --sparse=always while the guest stands still; restored from the copy, which is mapped"),
+        *save_ways(*REFERENCE))),
+    Part(settings.BALLOON, (
+        Settled("migrate", "QEMU migrate, stopped, after free page reporting"), *save_ways(*REFERENCE))),
+    Part(settings.INIT_ON_FREE, (
+        Migrate("migrate", "QEMU migrate, stopped, of a guest that zeroes what it frees"), *save_ways(*REFERENCE))),
+)
+
+QUICK = (Part(settings.QEMU_10, tuple(
+    way for way in MAIN if way.name in ("migrate", "mapped-ram-multifd", "paused-zstd", "live-zstd", "incremental"))),)
+
+# Where not all ways are taken.
+FEW = ("migrate", "migrate-live", "migrate-zstd", "mapped-ram-multifd", "background-snapshot", "paused-none", "live-lz4",
+       "live-zstd", "incremental")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is done with a kind of guest unless told otherwise."""
+
+    parts: tuple
+    rounds: int
+    restores: bool
+
+
+def some(names):
+    return (Part(settings.QEMU_10, tuple(way for way in MAIN if way.name in names)),)
+
+
+DEFAULTS = {
+    "churned": Choice(EVERYTHING, 5, True),
+    "full": Choice(some((*FEW, "mapped-ram", "mapped-ram-direct", "live-none")), 3, True),
+    "idle": Choice(some(FEW), 3, False),
+}
+OTHERS = Choice(some(FEW), 3, False)
+
+
+def choice(kind, everything=False, names=()):
+    """The choice for a kind of guest; `names`: these ways alone, wherever they are."""
+    made = DEFAULTS.get(kind, OTHERS)
+    if everything or names:
+        made = dataclasses.replace(made, parts=EVERYTHING)
+    if names:
+        made = dataclasses.replace(made, parts=tuple(
+            Part(part.setting, tuple(way for way in part.ways if way.name in names)) for part in made.parts))
+    return dataclasses.replace(made, parts=tuple(part for part in made.parts if part.ways))
+
+
+def way_names():
+    return sorted({way.name for part in EVERYTHING for way in part.ways})
