@@ -2,6 +2,8 @@
 """QEMU's dumps of a guest's memory, to be looked at; no guest is restored from one."""
 
 import mmap
+import os
+import struct
 
 from . import host
 from .way import Taken, Way
@@ -30,7 +32,9 @@ class Dump(Way):
 class Makedumpfile(Dump):
     """A dump, and of it what is neither free, nor zeros, nor cache, nor user data: makedumpfile's level 31."""
 
-    note = "to be looked at: not restorable; what programs hold is left out. The dump itself goes in the end"
+    note = ("to be looked at: not restorable; what programs hold is left out. The dump itself goes in the end. Its program "
+            "headers are moved before, to where makedumpfile looks for them")
+    programs = ("makedumpfile",)
 
     def prepare(self, subject, place):
         host.need("makedumpfile")
@@ -41,6 +45,7 @@ class Makedumpfile(Dump):
         information = subject.folder / "vmcoreinfo"
         if not information.exists():
             information.write_bytes(vmcoreinfo(dump))
+        move_program_headers(dump)
         intermediate = dump.stat().st_blocks * 512
         _, usage = host.run(subject.folder, ["makedumpfile", "-d", "31", "-i", information, dump, place / "small"])
         dump.unlink()
@@ -55,6 +60,19 @@ def vmcoreinfo(dump):
             raise host.NotThere("the dump holds no VMCOREINFO")
         text = data[at + 12:at + 12 + 4096]
         return text[:text.find(b"\0")]
+
+
+def move_program_headers(dump):
+    """makedumpfile (1.7.2) takes them to follow the ELF header, where QEMU (since 7.1) has sections'."""
+    HEADER, PROGRAM_HEADER = 64, 56
+    dump.chmod(0o600)
+    with open(dump, "r+b") as file:
+        header = bytearray(file.read(HEADER))
+        offset, count = struct.unpack_from("<Q", header, 32)[0], struct.unpack_from("<H", header, 56)[0]
+        programs = os.pread(file.fileno(), count * PROGRAM_HEADER, offset)
+        struct.pack_into("<QQ", header, 32, HEADER, 0)
+        struct.pack_into("<HH", header, 60, 0, 0)  # no sections
+        os.pwrite(file.fileno(), header + programs, 0)
 
 
 def dump_ways():
