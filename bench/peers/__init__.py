@@ -3,7 +3,8 @@
 
     plan.py        which ways are taken of which guests
     kinds.py       the guests' loads
-    settings.py    how a guest is booted: QEMU's version, what backs its memory; libvirt's domains
+    settings.py    how a guest is booted: QEMU's version, what backs its memory
+    domains.py     guests that are domains of libvirt's
     subject.py     a running guest as the ways and the meters see it
     *_ways.py      the ways, each with how it is restored
     measure.py     one turn of one way: its figures

@@ -2,9 +2,7 @@
 """Every way of checkpointing on the same guest, in turns: bench/README.md."""
 
 import argparse
-import ctypes
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -14,16 +12,9 @@ import tempfile
 from . import host, page, plan
 from .kinds import KINDS
 from .rounds import Rounds, say
-from .subject import end_descendants
+from .subject import end_processes_of
 
 RESULTS = host.ROOT / "bench" / "results"
-
-
-def adopt_all():
-    """Processes whose parent has ended become ours, so that none is left behind."""
-    PR_SET_CHILD_SUBREAPER = 36
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
 
 
 def write(path, results):
@@ -60,8 +51,8 @@ def bench(name, kind, choice, options):
                 write(path, results)
                 shutil.rmtree(folder / "files", ignore_errors=True)
     finally:
+        end_processes_of(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        end_descendants(os.getpid())
 
 
 def parse():
@@ -82,7 +73,7 @@ def parse():
 
 def main():
     options = parse()
-    adopt_all()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     host.BUILD.mkdir(exist_ok=True)
     try:
         if options.quick:
@@ -94,8 +85,6 @@ def main():
                 bench(kind, kind, plan.choice(kind, options.everything, options.way), options)
     except KeyboardInterrupt:
         sys.exit("interrupted")
-    finally:
-        end_descendants(os.getpid())
     page.write(options.results)
 
 

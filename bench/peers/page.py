@@ -106,6 +106,8 @@ def notes(setting):
             lines.append(f"- {way['title']}: {way['note']}.")
     for name, told in setting["restores"].items():
         lines += [f"- restore of {name}: failed: {words}" for words in told["failed"]]
+        if "not_there" in told:
+            lines.append(f"- restore of {name}: not there: {told['not_there']}")
     lines += [f"- the guest was lost and booted anew: {words}" for words in setting.get("lost", [])]
     return "".join(f"{line}\n" for line in (" ".join(line.split()) for line in lines))
 

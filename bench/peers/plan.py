@@ -3,8 +3,9 @@
 
 import dataclasses
 
-from . import settings
+from . import domains, settings
 from .dump_ways import dump_ways
+from .libvirt_ways import libvirt_ways, newer_ways
 from .qemu_ways import IgnoreShared, Migrate, Settled, SnapshotSave, mapped_ways, stream_ways
 from .vmsieve_ways import save_ways
 
@@ -37,6 +38,8 @@ EVERYTHING = (
         Settled("migrate", "QEMU migrate, stopped, after free page reporting"), *save_ways(*REFERENCE))),
     Part(settings.INIT_ON_FREE, (
         Migrate("migrate", "QEMU migrate, stopped, of a guest that zeroes what it frees"), *save_ways(*REFERENCE))),
+    Part(domains.SYSTEM, (*libvirt_ways(), *save_ways(*REFERENCE))),
+    Part(domains.BACKPORTS, (*libvirt_ways()[:1], *newer_ways(), *save_ways(*REFERENCE))),
 )
 
 QUICK = (Part(settings.QEMU_10, tuple(

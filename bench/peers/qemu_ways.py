@@ -83,8 +83,9 @@ class IgnoreShared(Migrate):
         def back(restart):
             # The file is mapped and not written to: memory comes from it as it is wanted.
             own = f"mem-path={restart.guest.memory_path()},share=on"
-            return restart.incoming(f"exec:cat {place}/stream", self.capabilities,
-                                    replace=[(own, f"mem-path={place}/memory,share=off")])
+            figures = restart.incoming(f"exec:cat {place}/stream", self.capabilities,
+                                       replace=[(own, f"mem-path={place}/memory,share=off")])
+            return figures | {"complete_ms": None}
         return {"": back}
 
 

@@ -113,7 +113,7 @@ class Rounds:
     def _restore(self, way, how, function, restart, number):
         told = self.record["restores"].setdefault(f"{way.name} {how}".strip(), {"way": way.name, "how": how, "rounds": [],
                                                                                "failed": []})
-        if len(told["failed"]) >= 2:
+        if len(told["failed"]) >= 2 or "not_there" in told:
             return
         try:
             host.drop_caches()
@@ -121,7 +121,9 @@ class Rounds:
             figures = {"empty_ms": empty, **function(restart)}
             told["rounds"].append(figures)
             say(f"   {number + 1} restore {way.name + ' ' + how:24} answers after {figures['answer_ms']:7.0f} ms, "
-                f"complete after {figures['complete_ms']:7.0f} ms (empty {empty:.0f})")
+                f"complete after {figures['complete_ms'] or 0:7.0f} ms")
+        except host.NotThere as error:
+            told["not_there"] = str(error)
         except (OSError, RuntimeError, AssertionError, QmpError, TimeoutError, ValueError, KeyError,
                 migration.MigrationFailed) as error:
             told["failed"].append(f"{type(error).__name__}: {error}"[:600])

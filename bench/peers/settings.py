@@ -13,7 +13,7 @@ from tests.lab import disks as lab_disks
 from . import host
 from .kinds import KINDS
 from .restart import Restart, answer_port
-from .subject import QemuSubject
+from .subject import QemuSubject, end_processes_of
 
 READY_S = 900
 
@@ -57,6 +57,7 @@ class Setting:
                         raise TimeoutError("the guest does not tell how fast it works")
                     yield subject
         finally:
+            end_processes_of(home)
             shutil.rmtree(home, ignore_errors=True)
 
     def restart(self, subject):

@@ -2,10 +2,11 @@
 """A running guest, as the ways and the meters see it."""
 
 import contextlib
+import os
 import pathlib
 import time
 
-from tests.lab import Qmp, QmpError, end_process, process_exists
+from tests.lab import Qmp, QmpError, end_process
 
 from . import host, migration
 from .speed import Speed
@@ -112,21 +113,10 @@ def intervals(events, begin, end):
     return found
 
 
-def descendants(pid):
-    """Processes that come from this one, the youngest first."""
-    children = {}
-    for entry in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            words = entry.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            children.setdefault(int(words[1]), []).append(int(entry.parent.name))
-    found = []
-    for child in children.get(pid, []):
-        found += [*descendants(child), child]
-    return found
-
-
-def end_descendants(pid):
-    for child in descendants(pid):
-        if process_exists(child):
-            with contextlib.suppress(TimeoutError):
-                end_process(child)
+def end_processes_of(folder):
+    """Ends all that have a path in this folder, which is nobody else's, on their command line: QEMUs that outlived
+    the command that started them."""
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, TimeoutError):
+            if f"{folder}/".encode() in (process / "cmdline").read_bytes() and int(process.name) != os.getpid():
+                end_process(int(process.name))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import textwrap
+from xml.sax.saxutils import quoteattr
 
 from .disks import HOOK
 from .guest import archive_of, kernel_path
@@ -138,9 +139,9 @@ class Libvirt:
         lines = self.virsh("domblklist", name, *options).splitlines()
         return {target: pathlib.Path(file) for target, file in (line.split(maxsplit=1) for line in lines)}
 
-    def start(self, name, mem_mib=384, selfcheck=None, disks=()):
+    def start(self, name, mem_mib=384, selfcheck=None, disks=(), hook="", arguments=(), timeout=180):
         """A domain whose guest checks itself; its Serial, once it does. `disks`: images in self.folder, on which
-        its ledger is."""
+        its ledger is; `hook`: what it runs before, where it has no disks; `arguments`: more for its QEMU."""
         serial = self.folder / f"{name}.serial"
         serial.unlink(missing_ok=True)
         # Where libvirt's user may read them; libvirt gives them to it.
@@ -150,9 +151,10 @@ class Libvirt:
         devices = ""
         targets = [f"vd{'abcdefgh'[number]}" for number in range(len(disks))]
         if disks:
-            hook = {"hook": HOOK.format(disks=" ".join(targets))}
-            archives += [kernel_path("6.1").with_name("drivers.cpio"),
-                         archive_of(hook, self.folder / f"{name}.root", self.folder / f"{name}.cpio")]
+            hook = HOOK.format(disks=" ".join(targets))
+            archives.append(kernel_path("6.1").with_name("drivers.cpio"))
+        if hook:
+            archives.append(archive_of({"hook": hook}, self.folder / f"{name}.root", self.folder / f"{name}.cpio"))
         initrd.write_bytes(b"".join(path.read_bytes() for path in archives))
         for path, target in zip(disks, targets):
             devices += f"""
@@ -161,9 +163,10 @@ class Libvirt:
                   <source file='{path}'/><target dev='{target}' bus='virtio'/>
                 </disk>"""
         parameters = " ".join(f"selfcheck.{key}={int(value)}" for key, value in (selfcheck or {}).items())
+        more = "".join(f"<qemu:arg value={quoteattr(word)}/>" for word in map(str, arguments))
         xml = self.folder / f"{name}.xml"
         xml.write_text(textwrap.dedent(f"""\
-            <domain type='qemu'>
+            <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
               <name>{name}</name>
               <memory unit='MiB'>{mem_mib}</memory>
               <vcpu>1</vcpu>
@@ -183,10 +186,11 @@ class Libvirt:
                 <serial type='file'><source path='{serial}'/><target port='0'/></serial>
                 <memballoon model='none'/>
               </devices>
+              {f"<qemu:commandline>{more}</qemu:commandline>" if more else ""}
             </domain>
             """), encoding="ascii")
         self.virsh("define", xml)
         self.virsh("start", name)
         started = Serial(serial)
-        started.wait_for("selfcheck: ready .*\n", 180)
+        started.wait_for("selfcheck: ready .*\n", timeout)
         return started

@@ -46,6 +46,16 @@ class Qmp:
     def status(self):
         return self.execute("query-status")["status"]
 
+    def read_to_end(self):
+        """The events of a QEMU that ends, until it has."""
+        try:
+            while True:
+                message = self._receive()
+                if "event" in message:
+                    self.events.append(message)
+        except (OSError, QmpError):
+            pass
+
     def close(self):
         self._stream.close()
         self._socket.close()
