@@ -2,6 +2,7 @@
 """One turn of one way: its figures."""
 
 import contextlib
+import os
 import time
 
 from . import host
@@ -43,7 +44,7 @@ def turn(way, subject, place):
     way.prepare(subject, place)
     host.drop_caches()
     host.read_files(way.programs)
-    figures = {"at": host.utc(), **subject.used()}
+    figures = {"at": host.utc(), "load": os.getloadavg()[0], **subject.used()}
     bytes_before = host.allocated_bytes(place)
 
     with Peaks(subject) as peaks:

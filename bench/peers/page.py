@@ -5,7 +5,7 @@ import json
 
 from . import figures
 from .kinds import KINDS
-from .plot import bar_chart, number
+from .plot import Bar, bar_chart, number
 
 INTRODUCTION = """\
 # Results
@@ -90,8 +90,7 @@ def restores_table(setting):
         if not told["rounds"]:
             continue
         way = setting["ways"][told["way"]]
-        name = way["title"] + (f", {told['how']}" if told["how"] else "")
-        rows.append([name, with_range(told, "answer_ms"), with_range(told, "complete_ms"),
+        rows.append([restored_title(way, told), with_range(told, "answer_ms"), with_range(told, "complete_ms"),
                      cell(figures.median(told["rounds"], "empty_ms"))])
     return table(["restored from", "answers, ms", "all memory there, ms", "an empty start, ms"], rows) if rows else ""
 
@@ -137,9 +136,9 @@ def setting_section(setting):
     return "\n".join(line for line in lines if line)
 
 
-def label(results, key, setting, way):
-    main = next(iter(results["settings"]))
-    return way["title"] if key == main else f"{key}: {way['title']}"
+def group(results, key):
+    """Words over a setting's bars; the first one's need none."""
+    return "" if key == next(iter(results["settings"])) else results["settings"][key]["title"]
 
 
 def bars(results, name, scale):
@@ -148,8 +147,8 @@ def bars(results, name, scale):
         for way in taken(setting).values() if "ways" in setting else ():
             found = figures.values(way["rounds"], name)
             if found:
-                made.append((label(results, key, setting, way), figures.median(way["rounds"], name) * scale,
-                             min(found) * scale, max(found) * scale, way["ours"]))
+                made.append(Bar(group(results, key), way["title"], figures.median(way["rounds"], name) * scale,
+                                min(found) * scale, max(found) * scale, way["ours"]))
     return made
 
 
@@ -160,9 +159,13 @@ def restore_bars(results, name):
             found = figures.values(told["rounds"], name)
             if found:
                 way = setting["ways"][told["way"]]
-                made.append((label(results, key, setting, way) + (f", {told['how']}" if told["how"] else ""),
-                             figures.median(told["rounds"], name), min(found), max(found), way["ours"]))
+                made.append(Bar(group(results, key), restored_title(way, told), figures.median(told["rounds"], name),
+                                min(found), max(found), way["ours"]))
     return made
+
+
+def restored_title(way, told):
+    return way["title"] + (f", {told['how']}" if told["how"] else "")
 
 
 PLOTS = (("pause_ms", 1, "guest stopped", "ms"), ("durable_ms", 1, "until durable", "ms"), ("bytes", 1e-6, "on the disk", "MB"),

@@ -35,9 +35,9 @@ EVERYTHING = (
                      "cp --sparse=always while the guest stands still; restored from the copy, which is mapped"),
         *save_ways(*REFERENCE))),
     Part(settings.BALLOON, (
-        Settled("migrate", "QEMU migrate, stopped, after free page reporting"), *save_ways(*REFERENCE))),
+        Settled("migrate", "QEMU migrate, stopped"), *save_ways(*REFERENCE))),
     Part(settings.INIT_ON_FREE, (
-        Migrate("migrate", "QEMU migrate, stopped, of a guest that zeroes what it frees"), *save_ways(*REFERENCE))),
+        Migrate("migrate", "QEMU migrate, stopped"), *save_ways(*REFERENCE))),
     Part(domains.SYSTEM, (*libvirt_ways(), *save_ways(*REFERENCE))),
     Part(domains.BACKPORTS, (*libvirt_ways()[:1], *newer_ways(), *save_ways(*REFERENCE))),
 )

@@ -61,7 +61,7 @@ class Rounds:
 
     def _turn(self, way, subject, keep):
         told, place = self.record["ways"][way.name], self.folder / "files" / way.name
-        if len(told["failed"]) >= 2 or told.get("not_there"):
+        if len(told["failed"]) >= 2 or told.get("not_there") or (way.turns and len(told["rounds"]) >= way.turns):
             return
         shutil.rmtree(place, ignore_errors=True)
         whole = False

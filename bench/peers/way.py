@@ -18,11 +18,13 @@ class Way:
     name, title    in figures and on the page
     ours           it is vmsieve's
     programs       files of programs that it starts, which are to be in the page cache
+    turns          taken in so many rounds at most; None: in all
     durable        its files are durable when it is done; else the benchmark syncs them, and counts that
     note           what is to be known to read its figures
     """
 
     programs = ()
+    turns = None
     ours = False
     durable = False
     note = ""
