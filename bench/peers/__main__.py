@@ -29,15 +29,15 @@ def bench(name, kind, choice, options):
     folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=host.BUILD))
     path = options.results / f"{name}.json"
     options.restores = choice.restores and not options.no_restore
-    options.rounds = options.wanted_rounds or choice.rounds
     qemus = {}
     for part in choice.parts:
         qemus |= part.setting.programs()
     results = {"name": name, "kind": kind, "title": KINDS[kind].title, "mem_mib": options.mem_mib, "started": host.utc(),
-               "rounds": options.rounds, "machine": host.machine(), "versions": host.versions(qemus), "settings": {}}
+               "machine": host.machine(), "versions": host.versions(qemus), "settings": {}}
     try:
         for part in choice.parts:
             record = results["settings"].setdefault(part.setting.name, {})
+            options.rounds = options.wanted_rounds or min(choice.rounds, part.rounds)
             try:
                 Rounds(part, kind, options, folder, record).run()
             except host.NotThere as error:

@@ -39,7 +39,7 @@ class VirshSave(Way):
             return subject.run(["virsh", "-q", "save", NAME, file, *self.options])[1]
         except RuntimeError as error:
             if "Invalid save image format" in str(error) or "unsupported option" in str(error):
-                raise host.NotThere(str(error)) from error
+                raise host.NotThere(f"libvirt: {str(error).splitlines()[-1].removeprefix('error: ')}") from error
             raise
 
     def forget(self, subject, place):
@@ -80,17 +80,21 @@ def configure(libvirt, image_format):
     libvirt.start_daemon()
 
 
+SAVE = VirshSave("virsh-save", "virsh save")
+SAVE_ZSTD = VirshSave("virsh-save-zstd", "virsh save, save_image_format zstd", image_format="zstd")
+
+
 def libvirt_ways():
     return [
-        VirshSave("virsh-save", "virsh save"),
-        VirshSave("virsh-save-direct", "virsh save --bypass-cache", "--bypass-cache"),
-        VirshSave("virsh-save-zstd", "virsh save, save_image_format zstd", image_format="zstd"),
+        SAVE, VirshSave("virsh-save-direct", "virsh save --bypass-cache", "--bypass-cache"), SAVE_ZSTD,
         VirshSnapshot("virsh-snapshot-live", "virsh snapshot-create-as, memory alone, --live", "--live"),
     ]
 
 
 def newer_ways():
-    """Those of libvirt 11.2 and later."""
-    return [VirshSave("virsh-save-sparse", "virsh save, save_image_format sparse (mapped-ram)", image_format="sparse"),
-            VirshSave("virsh-save-parallel", "virsh save, sparse, --parallel-channels 2", "--parallel-channels", "2",
-                      image_format="sparse")]
+    """Sparse ones are of libvirt 11.2 and later."""
+    sparse = {"image_format": "sparse"}
+    return [
+        SAVE, SAVE_ZSTD, VirshSave("virsh-save-sparse", "virsh save, save_image_format sparse (mapped-ram)", **sparse),
+        VirshSave("virsh-save-parallel", "virsh save, sparse, --parallel-channels 2", "--parallel-channels", "2", **sparse),
+    ]

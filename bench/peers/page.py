@@ -124,7 +124,7 @@ def setting_section(setting):
     disk, memory = (figures.limit(setting, name) for name in ("disk_bytes_per_s", "memory_bytes_per_s"))
     first = next(iter(taken(setting).values()), None)
     used = megabytes(first, "used_bytes") if first else ""
-    lines = [head, f"The guest said that it used {used or '?'} MB. The disk took {cell(disk, lambda v: number(v / 1e9))} GB/s "
+    lines = [head, f"{setting['rounds']} rounds. The guest said that it used {used or '?'} MB. The disk took {cell(disk, lambda v: number(v / 1e9))} GB/s "
                    f"(O_DIRECT, durable), one core copied {cell(memory, lambda v: number(v / 1e9))} GB/s of memory.\n",
              figures_table(setting),
              "To QEMU's plain `migrate` / to the best of its newer modes / to `vmsieve save --live`:\n",
@@ -195,7 +195,7 @@ def section(folder, results):
     machine = results["machine"]
     return "\n".join([
         f"## {results['name']}\n",
-        f"{results['mem_mib']} MiB; {results['title']}. {results['rounds']} rounds, {results['started']}, {machine['cores']} "
+        f"{results['mem_mib']} MiB; {results['title']}. {results['started']}, {machine['cores']} "
         f"cores ({machine['cpu']}), {machine['memory_bytes'] / 2**30:.0f} GiB, Linux {machine['kernel']}, "
         f"{machine['disk'].split()[0] if machine['disk'] else '?'}; {versions}.\n",
         plots(folder, results),

@@ -10,6 +10,7 @@ from . import host, measure, migration
 from .subject import GuestLost
 
 SPARE_BYTES = 8 << 30  # of the disk, that stay free
+RESTORES = 3           # of each way's last file, at most
 BOOTS = 3              # a guest that was lost is booted again, so often in all
 
 
@@ -22,7 +23,7 @@ class Rounds:
 
     def __init__(self, part, kind, options, folder, record):
         self.part, self.kind, self.options, self.folder, self.record = part, kind, options, folder, record
-        record |= {"title": part.setting.title, "ways": {}, "restores": {}, "boots": 0, "boot_s": [],
+        record |= {"title": part.setting.title, "rounds": options.rounds, "ways": {}, "restores": {}, "boots": 0, "boot_s": [],
                    "limits": {"disk_bytes_per_s": [], "memory_bytes_per_s": []}}
         for way in part.ways:
             record["ways"][way.name] = {"title": way.title, "ours": way.ours, "note": way.note, "rounds": [], "failed": []}
@@ -105,7 +106,7 @@ class Rounds:
         if not kept:
             return
         restart = self.part.setting.restart(subject)
-        for number in range(self.options.rounds):
+        for number in range(min(RESTORES, self.options.rounds)):
             for way, how, function in kept:
                 self._restore(way, how, function, restart, number)
         shutil.rmtree(self.folder / "files", ignore_errors=True)

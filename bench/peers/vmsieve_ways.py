@@ -36,6 +36,9 @@ class Save(Way):
         return Taken([usage], {"save": saved})
 
     def restores(self, place):
+        if "--paused" in self.options:
+            return {}  # as a live one is
+
         def back(way):
             def restore(restart):
                 newest = max((place / "checkpoints").iterdir(), key=lambda path: path.stat().st_mtime)
