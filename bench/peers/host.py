@@ -31,7 +31,7 @@ def helper():
     """The path of helper.c's program, which is built when it is not there or old."""
     source, program = pathlib.Path(__file__).with_name("helper.c"), BUILD / "bench-helper"
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
-        subprocess.run(["gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-o", program, source], check=True)
+        subprocess.run(["gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-pthread", "-o", program, source], check=True)
     return program
 
 
