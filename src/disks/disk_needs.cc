@@ -105,6 +105,27 @@ std::optional<std::string> DiskNeeds::why_needed(const std::string& image, const
   return std::nullopt;
 }
 
+bool DiskNeeds::is_under_something(const std::string& image) const {
+  for (const DiskRecord& record : records_) {
+    const auto is_image = [&](const SavedDisk& disk) { return same_file(disk.image, image); };
+    if (record.way == DiskWay::kSnapshot && std::ranges::any_of(record.disks, is_image)) return true;
+  }
+  return !all_over(image).empty();
+}
+
+bool DiskNeeds::is_over_overlay(const std::string& image) const {
+  const auto chain = chain_of(image);
+  if (!chain) return true;
+  for (const auto* records : {&records_, &forsaken_}) {
+    for (const DiskRecord& record : *records) {
+      for (const SavedDisk& disk : record.disks) {
+        if (!disk.overlay.empty() && contains({chain->begin() + 1, chain->end()}, disk.overlay)) return true;
+      }
+    }
+  }
+  return false;
+}
+
 bool DiskNeeds::is_emptied(const std::string& overlay) const {
   for (const DiskRecord& record : forsaken_) {
     if (!contains(record.emptied, overlay)) continue;
@@ -143,7 +164,7 @@ Result<void> DiskNeeds::check_known_over(const std::string& overlay, const std::
   for (const std::string& over : all) {
     const auto knows = [&](const DiskRecord& record) {
       return contains(record.children, over) || std::ranges::any_of(record.disks, [&](const SavedDisk& disk) {
-               return !disk.overlay.empty() && same_file(disk.overlay, over);
+               return same_file(disk.image, over) || (!disk.overlay.empty() && same_file(disk.overlay, over));
              });
     };
     if (std::ranges::any_of(records_, knows) || std::ranges::any_of(forsaken_, knows)) continue;
@@ -157,7 +178,9 @@ Result<void> DiskNeeds::check_unchanged(const DiskRecord& record, const SavedDis
   if (contains(record.begun, disk.overlay)) return {};
   if (disk.print != FilePrint{} && same_file(disk.image, image)) {
     if (const auto same = check_print(disk); !same)
-      return waiting(fmt::format("{} was written to since the checkpoint", image));
+      return waiting(same.error().kind() == ErrorKind::kIncompatible
+                         ? fmt::format("{} was written to since the checkpoint", image)
+                         : same.error().message());
   }
   for (const DiskRecord& other : records_) {
     if (other.way == DiskWay::kCopy) continue;

@@ -56,6 +56,12 @@ class DiskNeeds {
   std::optional<std::string> why_needed(const std::string& image, const std::string& overlay,
                                         pid_t holder) const;
 
+  /// Is the file, which may be gone, the disk of a checkpoint, or does an image stand on it?
+  bool is_under_something(const std::string& image) const;
+
+  /// Is an overlay that this store knows of in the image's chain, or may it be?
+  bool is_over_overlay(const std::string& image) const;
+
   /// It stayed for the sake of its name, holds nothing, and nobody uses it.
   bool is_emptied(const std::string& overlay) const;
 

@@ -28,7 +28,6 @@ namespace fs = std::filesystem;
 constexpr u64 kHeadBytes = 64 << 10;
 constexpr u64 kSampleBytes = 4096;
 constexpr u64 kSamples = 62;
-constexpr std::size_t kLongestChain = 1000;
 constexpr std::string_view kMark = ".vmsieve-";
 constexpr std::string_view kMagic = "QFI\xfb";  // of qcow2
 constexpr std::size_t kFixedBytes = 72;         // of its header, of version 2

@@ -31,6 +31,9 @@ Result<std::optional<std::string>> backing_in_header(std::string_view head);
 Result<std::optional<std::string>> backing_format_of(const std::string& path);
 std::optional<std::string> backing_format_in_header(std::string_view head);
 
+/// A chain of backing files that is longer does not end.
+inline constexpr std::size_t kLongestChain = 1000;
+
 /// An image and all that it is backed by, the image first. kDamaged when that does not end.
 Result<std::vector<std::string>> chain_of(const std::string& path);
 

@@ -52,7 +52,14 @@ Result<void> merge_by_qemu_img(const Merge& merge, const std::string& image) {
         "the VM ended in the moment in which it left it for {}: look which of them is the newer", image));
   }
   if (merge.needs.is_emptied(merge.disk.overlay)) return waiting("");
-  if (const auto why = merge.needs.why_needed(image, merge.disk.overlay, -1)) return waiting(*why);
+  if (const auto why = merge.needs.why_needed(image, merge.disk.overlay, -1)) {
+    const bool abandoned = !superseded && merge.needs.all_over(merge.disk.overlay).empty();
+    return waiting(abandoned
+                       ? *why +
+                             "; no process has it open: it holds what the VM wrote after the checkpoint, "
+                             "and may be removed if nobody wants that"
+                       : *why);
+  }
   VMSIEVE_TRY(merge.needs.check_known_over(merge.disk.overlay));
   VMSIEVE_TRY(begin(merge, image));
   const std::vector<std::string> over =

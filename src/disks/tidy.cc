@@ -62,10 +62,14 @@ class Tidy {
       if (finished) continue;
       done = false;
       if (finished.error().message().empty()) continue;  // as it is to be
-      const std::string& file = record.way == DiskWay::kSnapshot ? disk.overlay : disk.image;
+      std::string file = record.way == DiskWay::kSnapshot ? disk.overlay : disk.image;
+      if (record.way == DiskWay::kCopy) file = fmt::format("the copy of {} in the store", disk.image);
       untidy_.push_back({record.checkpoint, file, finished.error().message()});
     }
-    return done;
+    // Who they are is known by the record alone, as long as they are over what is to be merged yet.
+    return done && std::ranges::none_of(living_children(record), [&](const std::string& child) {
+             return needs_.is_over_overlay(child);
+           });
   }
 
   // ---- an overlay ----------------------------------------------------
@@ -73,7 +77,11 @@ class Tidy {
   Result<void> tidy_overlay(DiskRecord& record, SavedDisk disk) {
     const std::string overlay = disk.overlay;
     if (!file_exists(folder_of(overlay))) return waiting("its folder is not there");
-    if (is_gone(overlay)) return {};
+    if (is_gone(overlay)) {
+      return needs_.is_under_something(overlay)
+                 ? waiting("it is not there, and others are over it: put it there")
+                 : Result<void>{};
+    }
     if (!file_exists(overlay)) return waiting("it cannot be looked at");
     // Another merge may have put another image under it than the one of the checkpoint.
     VMSIEVE_ASSIGN(const auto format, backing_format_of(overlay));
@@ -93,6 +101,8 @@ class Tidy {
       if (print.bytes == 0) return drop_unfinished(overlay, users);
       return {};
     }
+    if (!file_exists(*image))
+      return waiting(fmt::format("{}, which is under it, is not there: put it there", *image));
     if (users.empty()) {
       VMSIEVE_ASSIGN(const bool removed, remove_untaken(overlay, *image));
       return removed ? Result<void>{} : merge_by_qemu_img(merge, *image);
@@ -108,7 +118,7 @@ class Tidy {
     if (users.size() == 1) {
       VMSIEVE_ASSIGN(Holder holder, hold(users[0], needs_));
       VMSIEVE_ASSIGN(const VmChains chains, VmChains::read(*holder.qmp, holder.vm.process.working_directory));
-      if (!chains.top_over(overlay)) close_nodes(chains, overlay, *holder.qmp);
+      if (chains.unknown().empty() && !chains.top_over(overlay)) close_nodes(chains, overlay, *holder.qmp);
       if (!users_of(overlay).empty()) return waiting(fmt::format("process {} has it open", users[0]));
     }
     (void)::unlink(overlay.c_str());
@@ -147,7 +157,7 @@ class Tidy {
   /// One that is still being made, for somebody who was killed.
   Result<void> end_copy(const DiskRecord& record, const SavedDisk& disk, u64 number) {
     if (const auto living = living_children(record); !living.empty())
-      return waiting(fmt::format("{} of a restored guest is over the copy in the store", living.front()));
+      return waiting(fmt::format("files of restored guests are over it: {}", fmt::join(living, ", ")));
     const std::string node = overlay_node(record.checkpoint, number);
     for (const pid_t pid : users_of(disk.image)) {
       if (!read_qemu_process(pid)) continue;

@@ -23,6 +23,22 @@ std::string absolute(const std::string& file, const std::string& working_directo
 
 }  // namespace
 
+/// As chain_of(); of a file that cannot be read it has the name, and `unknown` tells why it does not go on.
+static std::vector<std::string> chain_as_far_as_known(const std::string& path, std::string& unknown) {
+  std::vector<std::string> chain{path};
+  while (chain.size() < kLongestChain) {
+    const auto backing = backing_of(chain.back());
+    if (!backing) {
+      unknown = backing.error().message();
+      return chain;
+    }
+    if (!*backing) return chain;
+    chain.push_back(**backing);
+  }
+  unknown = fmt::format("the chain of backing files of {} does not end", path);
+  return chain;
+}
+
 bool same_file(const std::string& a, const std::string& b) {
   if (a == b) return true;
   std::error_code error;
@@ -37,8 +53,7 @@ Result<VmChains> VmChains::read(QmpClient& qmp, const std::string& working_direc
     return Error(ErrorKind::kDamaged, "QEMU's answer about its block nodes lacks what it must hold");
   for (const Json& node : nodes) {
     chains.nodes_.push_back({json_string(node, "node-name"), json_string(node, "drv"),
-                             absolute(json_string(node, "file"), working_directory),
-                             json_u64(node, "backing_file_depth").value_or(0) > 0});
+                             absolute(json_string(node, "file"), working_directory)});
   }
   for (const Json& drive : drives) {
     const auto inserted = drive.is_object() ? drive.find("inserted") : drive.end();
@@ -48,8 +63,7 @@ Result<VmChains> VmChains::read(QmpClient& qmp, const std::string& working_direc
     Drive one{json_string(*inserted, "node-name"), {path}};
     // By the headers: QEMU opens what they say, and writes there what it has changed.
     if (json_u64(*inserted, "backing_file_depth").value_or(0) > 0) {
-      auto chain = chain_of(path);
-      if (chain.ok()) one.chain = std::move(*chain);
+      one.chain = chain_as_far_as_known(path, chains.unknown_);
     }
     chains.drives_.push_back(std::move(one));
   }

@@ -15,7 +15,6 @@ struct BlockNode {
   std::string name;
   std::string driver;
   std::string path;  ///< of the file that it is in; empty when it is in none
-  bool has_backing = false;
 };
 
 /// The block nodes of a QEMU, and on what its drives stand.
@@ -37,6 +36,10 @@ class VmChains {
 
   const std::vector<BlockNode>& nodes() const { return nodes_; }
 
+  /// Why the chain of a drive may go on further than is known: a file of it is not where its name is, or
+  /// cannot be read. Empty: all are known. What is in no known part may be in use all the same.
+  const std::string& unknown() const { return unknown_; }
+
  private:
   std::vector<BlockNode> nodes_;
   struct Drive {
@@ -44,6 +47,7 @@ class VmChains {
     std::vector<std::string> chain;  ///< paths, the topmost first
   };
   std::vector<Drive> drives_;
+  std::string unknown_;
 };
 
 /// As is_same_file(2) would say, or, of files that are gone, by their names.

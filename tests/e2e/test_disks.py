@@ -208,6 +208,37 @@ def test_images_of_a_stopped_vm_are_merged_by_qemu_img(vmsieve, tmp_path, folder
         assert database_in(check_file_system(disk, tmp_path), tmp_path) >= rows
 
 
+@pytest.mark.parametrize("removed, gone", [
+    (0, 0), (0, 2), (1, 0),
+    *(pytest.param(*pair, marks=pytest.mark.matrix) for pair in ((0, 1), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)))])
+def test_nothing_is_removed_while_a_file_of_the_chain_is_elsewhere(vmsieve, tmp_path, folder, removed, gone):
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = []
+        for _ in range(3):
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        files = [path, *(overlays_of(saved)[0] for saved in saves)]
+        away = tmp_path / "away"
+        files[gone].rename(away)
+        report = vmsieve.json("rm", saves[removed]["checkpoint"])
+        # QEMU has it open: what goes on above or below of it may be merged.
+        assert report["untidy_disks"] or gone not in (removed, removed + 1)
+        kept = [number for number in range(4) if number != gone and (number != removed + 1 or report["untidy_disks"])]
+        assert all(files[number].exists() for number in kept), report
+        away.rename(files[gone])
+        vmsieve.json("disk", "tidy")
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        for saved in (saves[number] for number in range(3) if number != removed):
+            runs_clean(vmsieve, tmp_path, saved["checkpoint"], saved["checkpoint"])
+        assert vmsieve.json("rm", *(saves[number]["checkpoint"] for number in range(3) if number != removed))[
+            "untidy_disks"] == []
+        assert files_in(folder) == {"a.qcow2"}
+        ledger.wait_rounds(1, alive=guest.check_alive)
+
+
 def test_nothing_is_merged_that_somebody_needs(vmsieve, tmp_path, folder):
     path = image(folder / "a.qcow2")
     with guest_with([path], folder=tmp_path / "guest") as guest:
@@ -685,6 +716,34 @@ def names_image(pid, folder):
             "qemu-system" in os.readlink(f"/proc/{pid}/exe")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_what_was_merged_is_in_the_image_before_the_overlay_goes(vmsieve, tmp_path, folder):
+    """Not in QEMU's own memory, which is lost with it. Killed about when the overlay is left out of the chain."""
+    moments = random_moments()
+    for turn in range(20 if LONG else 2):
+        path = image(folder / f"a{turn}.qcow2")
+        with guest_with([path], folder=tmp_path / f"guest{turn}") as guest:
+            ledger = Ledger(guest.serial)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            saves = [vmsieve.save(guest.qmp_path)]
+            ledger.wait_rounds(3, alive=guest.check_alive)
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            rows = ledger.rounds()[-1][2]
+            qmp = guest.monitor
+            removing = subprocess.Popen([str(BINARY), "rm", saves[0]["checkpoint"]], env=vmsieve.env,
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            while not any(event["event"] == "JOB_STATUS_CHANGE" and event["data"]["status"] == "pending"
+                          and event["data"]["id"].startswith("vmsieve-") for event in qmp.events):
+                qmp.wait_event()
+            time.sleep(moments.uniform(0, 0.003))
+            guest.kill()
+            removing.wait(60)
+        vmsieve.json("disk", "tidy")
+        last = overlays_of(saves[1])[0]
+        assert database_in(check_file_system(last, tmp_path), tmp_path) >= rows - 1
+        vmsieve.run("rm", saves[1]["checkpoint"])
 
 
 def test_qemu_that_is_killed_in_a_merge_loses_nothing(vmsieve, tmp_path, folder):

@@ -39,6 +39,10 @@ class Qmp:
             else:
                 return reply["return"]
 
+    def wait_event(self):
+        """Waits until QEMU says something; it is in `events` then."""
+        self.events.append(self._receive())
+
     def human(self, line):
         """The output of a command of the human monitor."""
         return self.execute("human-monitor-command", command_line=line)
