@@ -62,6 +62,8 @@ def parse():
                         help=f"{', '.join(KINDS)} (all)")
     parser.add_argument("--way", nargs="+", action="extend", choices=plan.way_names(), metavar="NAME", default=[],
                         help=f"these alone: {', '.join(plan.way_names())}")
+    parser.add_argument("--setting", nargs="+", action="extend", choices=plan.setting_names(), metavar="NAME", default=[],
+                        help=f"guests booted so alone: {', '.join(plan.setting_names())}")
     parser.add_argument("--everything", action="store_true", help="all ways of all guests, not only of some")
     parser.add_argument("--rounds", type=int, dest="wanted_rounds", metavar="N")
     parser.add_argument("--mem-mib", type=int, default=4096, metavar="N")
@@ -82,7 +84,7 @@ def main():
                 bench("quick" if kind == "churned" else f"quick-{kind}", kind, quick, options)
         elif not options.page:
             for kind in options.guest or KINDS:
-                bench(kind, kind, plan.choice(kind, options.everything, options.way), options)
+                bench(kind, kind, plan.choice(kind, options.everything, options.way, options.setting), options)
     except KeyboardInterrupt:
         sys.exit("interrupted")
     page.write(options.results)

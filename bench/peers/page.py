@@ -30,10 +30,6 @@ def percent(value):
     return f"{100 * value:.0f} %"
 
 
-def times(value):
-    return f"{number(value)}x"
-
-
 def with_range(way, name):
     found = figures.values(way["rounds"], name)
     if not found:
@@ -44,6 +40,10 @@ def with_range(way, name):
 
 def megabytes(way, name):
     return cell(figures.median(way["rounds"], name), lambda value: number(value / 1e6))
+
+
+def gigabytes(value):
+    return number(value / 1e9)
 
 
 def table(heads, rows):
@@ -124,8 +124,9 @@ def setting_section(setting):
     disk, memory = (figures.limit(setting, name) for name in ("disk_bytes_per_s", "memory_bytes_per_s"))
     first = next(iter(taken(setting).values()), None)
     used = megabytes(first, "used_bytes") if first else ""
-    lines = [head, f"{setting['rounds']} rounds. The guest said that it used {used or '?'} MB. The disk took {cell(disk, lambda v: number(v / 1e9))} GB/s "
-                   f"(O_DIRECT, durable), one core copied {cell(memory, lambda v: number(v / 1e9))} GB/s of memory.\n",
+    told = (f"{setting.get('rounds', '?')} rounds. The guest said that it used {used or '?'} MB. The disk took "
+            f"{cell(disk, gigabytes)} GB/s (O_DIRECT, durable), one core copied {cell(memory, gigabytes)} GB/s of memory.\n")
+    lines = [head, told,
              figures_table(setting),
              "To QEMU's plain `migrate` / to the best of its newer modes / to `vmsieve save --live`:\n",
              ratios_table(setting)]

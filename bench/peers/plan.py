@@ -72,16 +72,21 @@ DEFAULTS = {
 OTHERS = Choice(some(FEW), 3, False)
 
 
-def choice(kind, everything=False, names=()):
-    """The choice for a kind of guest; `names`: these ways alone, wherever they are."""
+def choice(kind, everything=False, names=(), setting_names=()):
+    """The choice for a kind of guest; `names`: these ways alone, wherever they are; `setting_names`: in these alone."""
     made = DEFAULTS.get(kind, OTHERS)
-    if everything or names:
+    if everything or names or setting_names:
         made = dataclasses.replace(made, parts=EVERYTHING)
     if names:
         made = dataclasses.replace(made, parts=tuple(
             dataclasses.replace(part, ways=tuple(way for way in part.ways if way.name in names)) for part in made.parts))
-    return dataclasses.replace(made, parts=tuple(part for part in made.parts if part.ways))
+    return dataclasses.replace(made, parts=tuple(
+        part for part in made.parts if part.ways and (not setting_names or part.setting.name in setting_names)))
 
 
 def way_names():
     return sorted({way.name for part in EVERYTHING for way in part.ways})
+
+
+def setting_names():
+    return [part.setting.name for part in EVERYTHING]
