@@ -181,8 +181,8 @@ def first_line(*command):
 
 
 def machine():
-    model = [line.partition(":")[2].strip() for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-             if line.startswith("model name")]
+    cpus = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = [line.partition(":")[2].strip() for line in cpus if line.startswith("model name")]
     mount = first_line("findmnt", "-n", "-o", "SOURCE,FSTYPE,OPTIONS", "-T", str(BUILD))
     return {
         "cpu": model[0] if model else platform.machine(),

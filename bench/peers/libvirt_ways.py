@@ -12,8 +12,8 @@ class VirshSave(Way):
     """`image_format`: save_image_format of libvirt's configuration."""
 
     durable = True
-    note = ("the domain ends and is restored at once: the pause is from its stop until it runs again; the time until durable is "
-            "without the restore")
+    note = ("the domain ends and is restored at once: the pause is from its stop until it runs again; the time until "
+            "durable is without the restore")
 
     def __init__(self, name, title, *options, image_format="raw", note=""):
         super().__init__(name, title, note)
@@ -68,7 +68,7 @@ class VirshSnapshot(Way):
 
 def configure(libvirt, image_format):
     """A new libvirtd where the format is another one than before; the domain lives on."""
-    line = f'save_image_format = "{image_format}"\nsnapshot_image_format = "{"raw" if image_format == "sparse" else image_format}"\n'
+    line = f'save_image_format = "{image_format}"\n'
     path = libvirt.folder / "qemu.conf"
     text = path.read_text(encoding="ascii")
     own = text.partition("save_image_format")[0]

@@ -51,8 +51,10 @@ def run(qmp, uri, limit=LIMIT_S, check=lambda: None):
 
 def end(qmp, limit=60):
     """Whatever migration is under way is no more."""
+    under_way = ("setup", "active", "cancelling", "device", "pre-switchover")
+
     def ended():
-        return qmp.execute("query-migrate").get("status") not in ("setup", "active", "cancelling", "device", "pre-switchover")
+        return qmp.execute("query-migrate").get("status") not in under_way
     if not ended():
         qmp.execute("migrate_cancel")
         wait_until(ended, limit, "the end of a migration")

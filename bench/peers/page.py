@@ -65,9 +65,10 @@ def figures_table(setting):
         rows.append([way["title"], with_range(way, "pause_ms"), with_range(way, "durable_ms"), megabytes(way, "bytes"),
                      cell(figures.per(way, "used_bytes")), cell(figures.per(way, "not_free_bytes")),
                      cell(figures.median(way["rounds"], "cpu_s")), memory,
-                     cell(figures.median(way["rounds"], "speed_ratio"), percent), cell(figures.nearness(setting, way), percent)])
-    return table(["way", "pause, ms", "durable, ms", "MB", "/used", "/not free", "CPU, s", "memory, MB", "speed", "of the disk"],
-                 rows)
+                     cell(figures.median(way["rounds"], "speed_ratio"), percent),
+                     cell(figures.nearness(setting, way), percent)])
+    heads = ["way", "pause, ms", "durable, ms", "MB", "/used", "/not free", "CPU, s", "memory, MB", "speed", "of the disk"]
+    return table(heads, rows)
 
 
 def ratios_table(setting):
@@ -169,8 +170,8 @@ def restored_title(way, told):
     return way["title"] + (f", {told['how']}" if told["how"] else "")
 
 
-PLOTS = (("pause_ms", 1, "guest stopped", "ms"), ("durable_ms", 1, "until durable", "ms"), ("bytes", 1e-6, "on the disk", "MB"),
-         ("cpu_s", 1, "CPU time", "s"))
+PLOTS = (("pause_ms", 1, "guest stopped", "ms"), ("durable_ms", 1, "until durable", "ms"),
+         ("bytes", 1e-6, "on the disk", "MB"), ("cpu_s", 1, "CPU time", "s"))
 
 
 def plots(folder, results):

@@ -10,7 +10,6 @@ import tempfile
 from tests.lab import Guest
 from tests.lab import disks as lab_disks
 
-from . import host
 from .kinds import KINDS
 from .restart import Restart, answer_port
 from .subject import QemuSubject, end_processes_of
