@@ -46,8 +46,7 @@ class DomainSetting:
                            "-chardev", f"socket,id=answers,path={sockets}/{PORT},server=on,wait=off",
                            "-device", "isa-serial,chardev=answers,index=1"])
             with contextlib.closing(DomainSubject(libvirt, sockets, serial, folder, mem_mib, kind.speed)) as subject:
-                if not subject.speed.wait_lines(2, READY_S):
-                    raise TimeoutError("the guest does not tell how fast it works")
+                subject.wait_at_work(kind, READY_S)
                 yield subject
         finally:
             libvirt.__exit__()

@@ -52,8 +52,7 @@ class Setting:
             with guest:
                 with contextlib.closing(QemuSubject(guest, folder, KINDS[kind_name].speed)) as subject:
                     guest.wait_ready(timeout=READY_S)
-                    if not subject.speed.wait_lines(2, READY_S):
-                        raise TimeoutError("the guest does not tell how fast it works")
+                    subject.wait_at_work(KINDS[kind_name], READY_S)
                     yield subject
         finally:
             end_processes_of(home)

@@ -29,6 +29,13 @@ class Subject:
     def close(self):
         self.speed.close()
 
+    def wait_at_work(self, kind, limit):
+        """Until the kind's load has filled what it fills, and the meter tells how fast the guest works."""
+        if kind.load:
+            self.serial.wait_for("workload: load ready", limit, self.check)
+        if not self.speed.wait_lines(2, limit):
+            raise TimeoutError("the guest does not tell how fast it works")
+
     def run(self, command, **more):
         """A command beside the guest: (what it printed, what it used)."""
         return host.run(self.folder, [*self.inside, *command], **more)
