@@ -89,6 +89,7 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
                   .format = disk.driver,
                   .virtual_bytes = disk.virtual_bytes,
                   .print = {},
+                  .below = {},
                   .overlay = "",
                   .snapshot = "",
                   .chain = {}};
@@ -277,6 +278,11 @@ Result<DiskRecord> DiskPoint::finish(const ProgressFunction& progress) {
       VMSIEVE_ASSIGN(disk.print, print_of(disk.image));
       // It goes on changing.
       if (record_.way == DiskWay::kInternal) disk.print = {};
+      VMSIEVE_ASSIGN(const auto chain, chain_of(disk.image));
+      for (std::size_t i = 1; i < chain.size(); ++i) {
+        VMSIEVE_ASSIGN(const FilePrint print, print_of(chain[i]));
+        disk.below.push_back({chain[i], print});
+      }
     }
     // It is about the next start only.
     if (!libvirts_snapshot_.empty())

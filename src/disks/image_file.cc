@@ -16,6 +16,7 @@
 #include "vmsieve/base/endian.h"
 #include "vmsieve/base/fd.h"
 #include "vmsieve/image/frame_codec.h"
+#include "vmsieve/image/manifest.h"
 #include "vmsieve/qemu/file_users.h"
 #include "vmsieve/qemu/machine.h"
 
@@ -85,16 +86,18 @@ Result<FilePrint> print_of(const std::string& path) {
   return print;
 }
 
-Result<void> check_print(const SavedDisk& disk) {
-  VMSIEVE_ASSIGN(const FilePrint now, print_of(disk.image));
-  if (now == disk.print) return {};
+Result<void> check_print(const SavedDisk& disk) { return check_print(disk.image, disk.print); }
+
+Result<void> check_print(const std::string& image, const FilePrint& print) {
+  VMSIEVE_ASSIGN(const FilePrint now, print_of(image));
+  if (now == print) return {};
   return make_error(ErrorKind::kIncompatible,
                     "the disk image {} is not what it was at the checkpoint ({} has changed): bring it back "
                     "to what it was, or use --disks-as-they-are",
-                    disk.image,
-                    now.bytes != disk.print.bytes     ? "its size"
-                    : now.sample != disk.print.sample ? "its content"
-                                                      : "the time of its last change");
+                    image,
+                    now.bytes != print.bytes     ? "its size"
+                    : now.sample != print.sample ? "its content"
+                                                 : "the time of its last change");
 }
 
 Result<std::optional<std::string>> backing_in_header(std::string_view head) {
@@ -231,6 +234,15 @@ std::string overlay_path(const std::string& image, const std::string& folder, co
   }
   return fmt::format("{}/{}{}{}{}{}.qcow2", folder.empty() ? folder_of(image) : folder, stem, kMark, id,
                      number.empty() ? "" : ".", number);
+}
+
+std::string checkpoint_in_name(const std::string& overlay) {
+  const std::string name = fs::path(overlay).filename().string();
+  const std::size_t mark = name.rfind(kMark);
+  if (mark == std::string::npos) return "";
+  const std::size_t begin = mark + kMark.size();
+  std::string id = name.substr(begin, name.find('.', begin) - begin);
+  return is_checkpoint_id(id) ? id : "";
 }
 
 Result<void> give_to_owner_of(const std::string& image, const std::string& file) {

@@ -17,6 +17,7 @@ namespace vmsieve {
 Result<FilePrint> print_of(const std::string& path);
 
 /// kIncompatible, naming the image, when it is not as it was; kNotFound when it is not there.
+Result<void> check_print(const std::string& image, const FilePrint& print);
 Result<void> check_print(const SavedDisk& disk);
 
 /// The backing file of a qcow2 image, absolute (a relative one is beside the image); none when it has none,
@@ -59,6 +60,9 @@ std::vector<std::string> images_over(const std::string& image);
 /// several apart; empty for the VM's own.
 std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
                          const std::string& number);
+
+/// The checkpoint for which a file of such a name was made; empty: it has another name.
+std::string checkpoint_in_name(const std::string& overlay);
 
 /// Makes `file` the image's owner's, with the image's permissions: so that who opens the one may open the
 /// other.

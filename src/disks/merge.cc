@@ -43,6 +43,39 @@ Result<void> note_renamed(const Merge& merge) {
 
 namespace {
 
+bool has_below(const DiskRecord& record, const std::string& file) {
+  const auto is_it = [&](const PrintedFile& one) { return same_file(one.path, file); };
+  return std::ranges::any_of(record.disks,
+                             [&](const SavedDisk& disk) { return std::ranges::any_of(disk.below, is_it); });
+}
+
+void set_print_below(DiskRecord& record, const std::string& file, const FilePrint& print) {
+  for (SavedDisk& disk : record.disks) {
+    for (PrintedFile& one : disk.below) {
+      if (same_file(one.path, file)) one.print = print;
+    }
+  }
+}
+
+/// In the chains of all checkpoints: the overlay goes, and the image under it has its content.
+Result<void> take_out_below(DiskNeeds& needs, const std::string& overlay, const std::string& image) {
+  VMSIEVE_ASSIGN(const FilePrint print, print_of(image));
+  for (auto* records : {&needs.checkpoints(), &needs.forsaken()}) {
+    for (DiskRecord& other : *records) {
+      if (!has_below(other, overlay) && !has_below(other, image)) continue;
+      VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
+        set_print_below(now, image, print);
+        for (SavedDisk& disk : now.disks) {
+          std::erase_if(disk.below, [&](const PrintedFile& one) {
+            return same_file(one.path, overlay) || same_file(one.path, disk.image);
+          });
+        }
+      }));
+    }
+  }
+  return {};
+}
+
 /// Of an image of checkpoints that was changed for a good reason.
 Result<void> take_print_anew(DiskNeeds& needs, const std::string& image) {
   VMSIEVE_TRY(sync_file(image));
@@ -52,11 +85,12 @@ Result<void> take_print_anew(DiskNeeds& needs, const std::string& image) {
       const auto is_image = [&](const SavedDisk& one) {
         return one.print != FilePrint{} && same_file(one.image, image);
       };
-      if (std::ranges::none_of(other.disks, is_image)) continue;
+      if (std::ranges::none_of(other.disks, is_image) && !has_below(other, image)) continue;
       VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
         for (SavedDisk& one : now.disks) {
           if (is_image(one)) one.print = print;
         }
+        set_print_below(now, image, print);
       }));
     }
   }
@@ -110,6 +144,7 @@ Result<void> remove_merged(const Merge& merge) {
   if (!over.empty()) return waiting(fmt::format("{} is over it", over.front()));
   if (const auto users = users_of(overlay); !users.empty())
     return waiting(fmt::format("process {} has it open", users.front()));
+  VMSIEVE_TRY(take_out_below(merge.needs, overlay, *image));
   if (::unlink(overlay.c_str()) != 0 && errno != ENOENT)
     return errno_error(errno, fmt::format("cannot remove {}", overlay));
   sync_folder_of(overlay);

@@ -24,6 +24,33 @@ void get_paths(const JsonFields& fields, const char* name, std::vector<std::stri
   if (!std::ranges::all_of(paths, is_path)) fields.fail(name, "an element is no absolute path");
 }
 
+FilePrint read_print(const JsonFields& fields) {
+  FilePrint print;
+  fields.get("bytes", print.bytes);
+  fields.get("modified_ns", print.modified_ns);
+  fields.get_hex("sample", print.sample);
+  return print;
+}
+
+PrintedFile read_printed(const JsonFields& fields) {
+  PrintedFile file;
+  fields.get("path", file.path);
+  if (!is_path(file.path)) fields.fail("path", "it is no absolute path");
+  file.print = read_print(fields);
+  return file;
+}
+
+nlohmann::ordered_json below_of(const SavedDisk& disk) {
+  auto below = nlohmann::ordered_json::array();
+  for (const PrintedFile& file : disk.below) {
+    below.push_back({{"path", json_text(file.path)},
+                     {"bytes", file.print.bytes},
+                     {"modified_ns", file.print.modified_ns},
+                     {"sample", fmt::format("{:016x}", file.print.sample)}});
+  }
+  return below;
+}
+
 SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
   SavedDisk disk;
   fields.get("device", disk.device);
@@ -33,9 +60,9 @@ SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
   fields.get("format", disk.format);
   if (disk.format != "raw" && disk.format != "qcow2") fields.fail("format", "it is neither raw nor qcow2");
   fields.get("virtual_bytes", disk.virtual_bytes);
-  fields.get("bytes", disk.print.bytes);
-  fields.get("modified_ns", disk.print.modified_ns);
-  fields.get_hex("sample", disk.print.sample);
+  disk.print = read_print(fields);
+  if (fields.has("below"))
+    fields.list("below", [&](const JsonFields& file) { disk.below.push_back(read_printed(file)); });
   fields.get("overlay", disk.overlay);
   const bool has_overlay = way == DiskWay::kSnapshot || !disk.overlay.empty();
   if (has_overlay && !is_path(disk.overlay)) fields.fail("overlay", "it is no absolute path");
@@ -72,6 +99,7 @@ std::string encode_disks(const DiskRecord& record) {
                              {"bytes", disk.print.bytes},
                              {"modified_ns", disk.print.modified_ns},
                              {"sample", fmt::format("{:016x}", disk.print.sample)},
+                             {"below", below_of(disk)},
                              {"overlay", json_text(disk.overlay)},
                              {"snapshot", json_text(disk.snapshot)},
                              {"chain", json_texts(disk.chain)}});

@@ -26,6 +26,12 @@ struct FilePrint {
   friend bool operator==(const FilePrint&, const FilePrint&) = default;
 };
 
+/// A file as it was.
+struct PrintedFile {
+  std::string path;  ///< absolute
+  FilePrint print;
+};
+
 /// One writable disk of the VM.
 struct SavedDisk {
   std::string device;  ///< QEMU's name of the drive; empty for one of -blockdev
@@ -34,6 +40,9 @@ struct SavedDisk {
   std::string format;  ///< of `image`: "raw", "qcow2"
   u64 virtual_bytes = 0;
   FilePrint print;  ///< of `image`
+  /// What `image` is backed by, the uppermost first. What is merged since is not in it any more, and the file
+  /// that it was merged into has the print that it got by that.
+  std::vector<PrintedFile> below;
   /// kSnapshot: absolute path of the qcow2 file over `image` that the VM went on with.
   std::string overlay;
   /// kInternal: the snapshot's name in `image`.

@@ -9,6 +9,7 @@
 
 #include "vmsieve/disks/image_file.h"
 #include "vmsieve/disks/qemu_img.h"
+#include "vmsieve/restore/image_check.h"
 
 namespace vmsieve {
 
@@ -25,20 +26,6 @@ Result<DiskRecord> read_record(const Store& store, const std::string& id) {
     return make_error(ErrorKind::kDamaged, "the record of the disks of checkpoint {} is that of {}", id,
                       record.checkpoint);
   return record;
-}
-
-Result<void> check_image(const DiskRecord& record, const SavedDisk& disk) {
-  if (record.way == DiskWay::kCopy) return {};  // the store sees to it
-  if (!file_exists(disk.image))
-    return make_error(ErrorKind::kNotFound, "the disk image {} is not there: put it there", disk.image);
-  if (record.way == DiskWay::kInternal) return {};  // the VM may go on with it
-  VMSIEVE_ASSIGN(const bool held, is_held_for_writing(disk.image));
-  if (held) {
-    const auto users = users_of(disk.image);
-    return make_error(ErrorKind::kBusy, "the disk image {} is in use: {} may write to it", disk.image,
-                      users.empty() ? "a process" : fmt::format("process {}", users.front()));
-  }
-  return check_print(disk);
 }
 
 Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const std::string& overlay,
@@ -92,7 +79,7 @@ Result<RestoredDisks> RestoredDisks::make(Store& store, const Manifest& manifest
 Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const RestoredDiskOptions& options,
                                      const std::string& number) {
   VMSIEVE_ASSIGN(DiskRecord record, read_record(store, id));
-  for (const SavedDisk& disk : record.disks) VMSIEVE_TRY(check_image(record, disk));
+  VMSIEVE_TRY(check_images(store, record));
   VMSIEVE_ASSIGN(const std::string unique, new_checkpoint_id());
   const std::string mark = number.empty() ? unique.substr(0, 8) : unique.substr(0, 8) + "." + number;
   const auto plan = [&](DiskRecord& now) -> Result<void> {

@@ -39,6 +39,12 @@ def database_in(file_system, folder):
         return database.execute("SELECT count(*) FROM t").fetchone()[0]
 
 
+def record_of(vmsieve, saved):
+    """The store's record of a checkpoint's disks."""
+    text = (vmsieve.store / "checkpoints" / saved["checkpoint"] / "disks").read_text(encoding="utf-8")
+    return json.loads(text.split("\n", 1)[1])
+
+
 def runs_clean(vmsieve, tmp_path, checkpoint, name, *options, rounds=3):
     """A copy of the guest finds on its disks what it remembers, and nothing else; the restore's report."""
     serial = tmp_path / f"{name}.serial"
@@ -373,6 +379,110 @@ def test_an_image_that_is_not_as_it_was_is_refused_by_name(vmsieve, tmp_path, fo
     as_it_was()
     runs_clean(vmsieve, tmp_path, checkpoint, "copy")
     assert vmsieve.json("show", checkpoint)["disks"]["disks"][0]["chain"] == [str(path)]
+
+
+def test_every_image_of_a_chain_is_as_it_was(vmsieve, tmp_path, folder):
+    """What a checkpoint's image is backed by is part of its disk: an earlier checkpoint's image, and the VM's own."""
+    golden = image(folder / "golden.raw", form="raw", file_system=False)
+    path = folder / "a.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(golden), str(path)], check=True)
+    with firmware_with(path) as guest:
+        saves = [vmsieve.save(guest.qmp_path) for _ in range(3)]
+        guest.kill()
+    files = files_in(folder)
+    restorable = lambda number: vmsieve.restore(saves[number]["checkpoint"], tmp_path / "serial", "--disk-temporary")
+
+    def refused(file, *numbers):
+        for number in numbers:
+            failed = vmsieve.fails("restore", saves[number]["checkpoint"])
+            assert f"the disk image {file}" in failed.stderr
+            assert files_in(folder) == files, "an overlay was left"
+        return failed
+
+    for file, numbers in ((golden, (0, 1, 2)), (path, (0, 1, 2)), (overlays_of(saves[0])[0], (1, 2))):
+        status = file.stat()
+        os.utime(file)
+        assert "the time of its last change" in refused(file, *numbers).stderr
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    away = file.rename(folder / "away.other")
+    files.remove(file.name)
+    failed = refused(file, 2)
+    assert failed.code == 3 and str(overlays_of(saves[1])[0]) in failed.stderr
+    restorable(0)
+    vmsieve.kill_restored()
+    away.rename(file)
+    files.add(file.name)
+    status = golden.stat()
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=["-drive", f"file={golden},format=raw,if=virtio"]) as other:
+        monitor(other, "query-status")
+        failed = refused(golden, 2)
+        assert failed.code == 10 and str(other.pid) in failed.stderr
+    os.utime(golden, ns=(status.st_atime_ns, status.st_mtime_ns))
+    restorable(2)
+    vmsieve.kill_restored()
+
+
+@pytest.mark.parametrize("way", ["by the VM's QEMU", "by qemu-img"])
+def test_what_a_merge_changes_below_is_known(vmsieve, tmp_path, folder, way):
+    """A merge changes the image under it and the header over it: lawfully, and nobody else may."""
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saves = []
+        for _ in range(4):
+            saves.append(vmsieve.save(guest.qmp_path))
+            ledger.wait_rounds(1, alive=guest.check_alive)
+        if way == "by qemu-img":
+            guest.kill()
+        below = lambda: [file["path"] for file in record_of(vmsieve, saves[3])["disks"][0]["below"]]
+        first, second = (overlays_of(saved)[0] for saved in saves[:2])
+        assert below() == [str(second), str(first), str(path)]
+        assert vmsieve.json("rm", saves[1]["checkpoint"])["untidy_disks"] == []
+        assert below() == [str(first), str(path)]
+        runs_clean(vmsieve, tmp_path, saves[3]["checkpoint"], "one gone", rounds=2)
+        assert vmsieve.json("rm", saves[0]["checkpoint"])["untidy_disks"] == []
+        assert below() == [str(path)]
+        for number in (2, 3):
+            runs_clean(vmsieve, tmp_path, saves[number]["checkpoint"], f"two gone {number}", rounds=2)
+        guest.kill()
+    status = path.stat()
+    os.utime(path)
+    assert f"the disk image {path} is not what it was" in vmsieve.fails("restore", saves[3]["checkpoint"]).stderr
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    runs_clean(vmsieve, tmp_path, saves[3]["checkpoint"], "as it was", rounds=2)
+
+
+def test_an_image_that_changed_before_a_checkpoint_is_refused_below_it(vmsieve, tmp_path, folder):
+    """It was not to change since the checkpoint whose image it is: that a later one saw it so does not help."""
+    path = image(folder / "a.qcow2", file_system=False)
+    with firmware_with(path) as guest:
+        vmsieve.save(guest.qmp_path)
+        os.utime(path)
+        second = vmsieve.save(guest.qmp_path)
+        guest.kill()
+    assert f"the disk image {path} is not what it was" in vmsieve.fails("restore", second["checkpoint"]).stderr
+
+
+def test_another_stores_merge_in_a_chain_is_no_change(vmsieve, tmp_path, folder):
+    other = Vmsieve(tmp_path / "other")
+    path = image(folder / "a.qcow2")
+    try:
+        with guest_with([path], folder=tmp_path / "guest") as guest:
+            ledger = Ledger(guest.serial)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            ours = []
+            for _ in range(3):
+                ours.append(vmsieve.save(guest.qmp_path))
+                ledger.wait_rounds(1, alive=guest.check_alive)
+            theirs = other.save(guest.qmp_path)
+            ledger.wait_rounds(1, alive=guest.check_alive)
+            assert vmsieve.json("rm", ours[0]["checkpoint"])["untidy_disks"] == []
+            assert not overlays_of(ours[0])[0].exists()
+            runs_clean(other, tmp_path, theirs["checkpoint"], "theirs", rounds=2)
+            guest.kill()
+    finally:
+        other.kill_restored()
 
 
 def test_snapshots_inside_the_images(vmsieve, tmp_path, folder):

@@ -580,5 +580,17 @@ TEST(OverlayPath, MarksOfFoldersAreLeft) {
             "/a.vmsieve-b/disk.vmsieve-0123456789abcdef.qcow2");
 }
 
+TEST(CheckpointInName, IsTheOneTheOverlayWasMadeFor) {
+  for (const char* number : {"", "7", "1a2b3c4d.1"})
+    EXPECT_EQ(checkpoint_in_name(overlay_path("/images/disk.v2.qcow2", "", kId, number)), kId);
+  EXPECT_EQ(checkpoint_in_name(overlay_path("/i/.vmsieve-x", "", kId, "")), kId);
+}
+
+TEST(CheckpointInName, OtherFilesHaveNone) {
+  for (const char* path : {"/disk.qcow2", "/disk.vmsieve-", "/disk.vmsieve-0123.qcow2",
+                           "/disk.vmsieve-0123456789abcdeg.qcow2", "/a.vmsieve-0123456789abcdef/disk.qcow2"})
+    EXPECT_EQ(checkpoint_in_name(path), "") << path;
+}
+
 }  // namespace
 }  // namespace vmsieve

@@ -34,6 +34,7 @@ DiskRecord example_record() {
        .format = "qcow2",
        .virtual_bytes = 8 * kGiB,
        .print = {.bytes = 196608, .modified_ns = 1767225600123456789, .sample = 0xfedcba9876543210},
+       .below = {{"/images/base \"1\".raw", {.bytes = 4096, .modified_ns = 5, .sample = 6}}},
        .overlay = "/images/web.vmsieve-0123456789abcdef.qcow2",
        .snapshot = "vmsieve-0123456789abcdef",
        .chain = {"/images/web.qcow2", "/images/base \"1\".raw"}},
@@ -43,6 +44,7 @@ DiskRecord example_record() {
        .format = "raw",
        .virtual_bytes = 1,
        .print = {.bytes = 2, .modified_ns = 0, .sample = 3},
+       .below = {},
        .overlay = "/overlays/data.vmsieve-0123456789abcdef.qcow2",
        .snapshot = "",
        .chain = {"/dev/vg0/data"}}};
@@ -98,12 +100,29 @@ TEST(DiskRecord, DecodingGivesWhatWasEncoded) {
   EXPECT_EQ(disk.overlay, "/images/web.vmsieve-0123456789abcdef.qcow2");
   EXPECT_EQ(disk.snapshot, "vmsieve-0123456789abcdef");
   EXPECT_THAT(disk.chain, ElementsAre("/images/web.qcow2", "/images/base \"1\".raw"));
+  ASSERT_EQ(disk.below.size(), 1u);
+  EXPECT_EQ(disk.below[0].path, "/images/base \"1\".raw");
+  EXPECT_EQ(disk.below[0].print, example_record().disks[0].below[0].print);
   EXPECT_EQ(decoded->disks[1].device, "");
   EXPECT_EQ(decoded->disks[1].format, "raw");
   EXPECT_EQ(decoded->children, example_record().children);
   EXPECT_THAT(decoded->merged, ElementsAre("/images/merged"));
   EXPECT_THAT(decoded->renamed, ElementsAre("/images/renamed"));
   EXPECT_THAT(decoded->leaving, ElementsAre("/images/leaving"));
+}
+
+TEST(DiskRecord, AnOlderOneKnowsNothingOfWhatIsBelow) {
+  Json json = example_json();
+  for (Json& disk : json["disks"]) disk.erase("below");
+  const auto decoded = decode_disks(with_header(json.dump()));
+  ASSERT_TRUE(decoded.ok()) << decoded.error().message();
+  EXPECT_THAT(decoded->disks[0].below, IsEmpty());
+}
+
+TEST(DiskRecord, WhatIsBelowHasAPathAndAPrint) {
+  EXPECT_THAT(fault_with("/disks/0/below", 7), HasSubstr("below"));
+  EXPECT_THAT(fault_with("/disks/0/below/0/path", "base.raw"), HasSubstr("below[0].path"));
+  EXPECT_THAT(fault_with("/disks/0/below/0/sample", "6"), HasSubstr("below[0].sample"));
 }
 
 TEST(DiskRecord, EveryWayComesBack) {
