@@ -11,6 +11,7 @@
 #include "vmsieve/formats/libvirt_fifo.h"
 #include "vmsieve/qemu/libvirt_domain.h"
 #include "vmsieve/qemu/process.h"
+#include "vmsieve/restore/image_check.h"
 #include "vmsieve/restore/preflight.h"
 
 namespace vmsieve {
@@ -31,14 +32,17 @@ std::vector<pid_t> qemus_of(const std::string& domain) {
   return found;
 }
 
-Result<RestoredDisks> make_domains_disks(Store& store, const Manifest& manifest,
+Result<RestoredDisks> make_domains_disks(Store& store, const CheckpointReader& reader,
                                          const RestoreOptions& options) {
+  const Manifest& manifest = reader.manifest();
   if (manifest.disks.empty() || options.disks_as_they_are) return RestoredDisks{};
   if (options.disks.temporary) {
     return Error(ErrorKind::kUnsupported,
                  "libvirt finds the disks of a domain by their names: temporary ones need a QEMU of its own "
                  "(--qmp PATH)");
   }
+  // They are copied out, so that all is read in any case.
+  VMSIEVE_TRY(check_copies(store, reader, /*wholly=*/true));
   RestoredDiskOptions disks = options.disks;
   disks.for_another = true;
   return RestoredDisks::make(store, manifest, disks, "");
@@ -139,7 +143,7 @@ Result<RestoreReport> restore_in_libvirt(Store& store, const CheckpointReader& r
         "libvirt loads all of a domain's memory before it runs: a lazy restore needs a QEMU of its own");
   }
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
-  VMSIEVE_ASSIGN(RestoredDisks disks, make_domains_disks(store, manifest, options));
+  VMSIEVE_ASSIGN(RestoredDisks disks, make_domains_disks(store, reader, options));
   VMSIEVE_ASSIGN(const std::string xml, xml_with(manifest.libvirt.xml, disks));
   RestoreReport report;
   report.was_running = manifest.was_running;

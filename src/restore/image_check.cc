@@ -120,4 +120,21 @@ Result<void> check_images(const Store& store, const DiskRecord& record) {
   return {};
 }
 
+Result<void> check_copies(const Store& store, const CheckpointReader& checkpoint, bool wholly) {
+  const std::string& id = checkpoint.manifest().id;
+  // Sizes are the manifest's: CheckpointReader::open() has seen to it.
+  for (const ObjectRecord& object : checkpoint.manifest().objects) {
+    if (object.name == "memory" || object.name == "device") continue;
+    if (wholly || object.bytes <= kQuicklyRead) {
+      VMSIEVE_TRY(checkpoint.verify_object(object));
+      continue;
+    }
+    VMSIEVE_ASSIGN(const std::string path, store.object_path(id, object.name));
+    if (const auto header = is_empty_image(path); !header)
+      return make_error(ErrorKind::kDamaged, "checkpoint {}, object {}: {}", id, object.name,
+                        header.error().message());
+  }
+  return {};
+}
+
 }  // namespace vmsieve

@@ -14,6 +14,7 @@
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/executable_version.h"
 #include "vmsieve/restore/fresh_memory.h"
+#include "vmsieve/restore/image_check.h"
 #include "vmsieve/restore/launch.h"
 #include "vmsieve/restore/lazy_start.h"
 #include "vmsieve/restore/memory_filler.h"
@@ -313,6 +314,8 @@ Result<Restored> restore(Store& store, const std::string& id, const RestoreOptio
   if (progress) progress({"checking the checkpoint", 0, 0});
   VMSIEVE_ASSIGN(Work work, open_checkpoint(store, id, options));
   const Manifest& manifest = work.reader->manifest();
+  if (!options.disks_as_they_are)
+    VMSIEVE_TRY(check_copies(store, *work.reader, options.mode == RestoreMode::kEager));
   VMSIEVE_ASSIGN(RestoredDisks disks, make_disks(store, manifest, options));
   VMSIEVE_ASSIGN(const QemuCommandLine command_line, build_command_line(manifest, options, disks));
   VMSIEVE_ASSIGN(const std::string executable,
@@ -379,6 +382,8 @@ Result<std::vector<RestoreReport>> restore_clones(Store& store, const std::strin
                  find_executable(options.qemu_executable.value_or(manifest.qemu_executable)));
   VMSIEVE_TRY(check_executable(manifest, executable));
   VMSIEVE_TRY(check_disks(manifest, options.disks_as_they_are));
+  if (!options.disks_as_they_are)
+    VMSIEVE_TRY(check_copies(store, *work.reader, options.mode == RestoreMode::kEager));
   // What is wrong with one of them is said before any is started.
   std::vector<RestoredDisks> disks;
   std::vector<QemuCommandLine> lines;

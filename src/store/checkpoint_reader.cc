@@ -279,6 +279,7 @@ class CheckpointReader::Verification {
   }
 
   Result<void> run();
+  Result<void> check_whole_object(const ObjectRecord& said, const ObjectReader& object);
 
  private:
   static constexpr u64 kChunk = kMiB;
@@ -286,7 +287,6 @@ class CheckpointReader::Verification {
   void advance(u64 bytes);
   Result<void> check_ends();
   Result<void> check_zeros(u64 offset, u64 end);
-  Result<void> check_whole_object(const ObjectRecord& said, const ObjectReader& object);
 
   const CheckpointReader& reader_;
   const Progress& progress_;
@@ -380,6 +380,12 @@ Result<void> CheckpointReader::Verification::run() {
 
 Result<void> CheckpointReader::verify(const Progress& progress) const {
   return Verification{*this, progress}.run();
+}
+
+Result<void> CheckpointReader::verify_object(const ObjectRecord& said) const {
+  const Progress nobody;
+  return Verification{*this, nobody}.check_whole_object(
+      said, *objects_[static_cast<std::size_t>(&record(said.name) - manifest_.objects.data())]);
 }
 
 }  // namespace vmsieve

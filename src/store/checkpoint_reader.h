@@ -53,6 +53,8 @@ class CheckpointReader {
   /// state. Stops at the first damage and names it. `progress` (may be empty) is called about once per MiB,
   /// and at the end with bytes_done == bytes_total.
   Result<void> verify(const Progress& progress = {}) const;
+  /// The same of one object of this checkpoint, which is not `memory`.
+  Result<void> verify_object(const ObjectRecord& said) const;
 
  private:
   struct Memory {

@@ -552,6 +552,27 @@ def test_copies_in_the_store_need_no_image(vmsieve, tmp_path, folder):
     assert not list((vmsieve.store / "checkpoints").iterdir())
 
 
+@pytest.mark.parametrize("mode", [[], ["--eager"], ["--clone", "2"]])
+def test_a_damaged_copy_is_found_before_a_guest_runs(vmsieve, folder, mode):
+    path = image(folder / "a.qcow2")
+    with firmware_with(path) as guest:
+        checkpoint = vmsieve.save(guest.qmp_path, "--disk", "copy")["checkpoint"]
+        guest.kill()
+    copy = vmsieve.store / "checkpoints" / checkpoint / "disk-0"
+    for offset in (copy.stat().st_size // 2, 0):
+        with open(copy, "r+b") as file:
+            file.seek(offset)
+            right = file.read(4)
+            file.seek(offset)
+            file.write(bytes(byte ^ 0xff for byte in right))
+        failed = vmsieve.fails("restore", checkpoint, *mode)
+        assert failed.code == 6 and "disk-0" in failed.stderr and "checksum" in failed.stderr
+        assert files_in(folder) == {"a.qcow2"}
+        with open(copy, "r+b") as file:
+            file.seek(offset)
+            file.write(right)
+
+
 def test_a_copy_stays_as_long_as_a_restored_guest_has_it(vmsieve, tmp_path, folder):
     path = image(folder / "a.qcow2")
     with guest_with([path], folder=tmp_path / "guest") as guest:
