@@ -56,7 +56,7 @@ void add_disk(CLI::App& app, int& status) {
   command->require_subcommand(1);
   CLI::App* flat =
       command->add_subcommand("flatten", "make a running VM's disks independent of all images under them");
-  flat->add_option("VM", *vm, "QMP socket, pid:N, or -name")->required();
+  flat->add_option("VM", *vm, "QMP socket, pid:N, or -name; none of libvirt's (virsh blockpull)")->required();
   add_common(*flat, common, false);
   flat->callback([common, vm, &status] { status = flatten(*vm, *common); });
   CLI::App* merge = command->add_subcommand(

@@ -62,7 +62,7 @@ void add_saving_options(CLI::App& command, SavingOptions& options) {
       ->check(CLI::Range(1U, 1048576U));
 }
 
-Result<SaveOptions> save_options(const SavingOptions& options) {
+Result<SaveOptions> save_options(const SavingOptions& options, bool restores) {
   SaveOptions saving;
   VMSIEVE_ASSIGN(saving.compression, Compression::parse(options.compress));
   const auto omitted = [&](std::string_view kind) { return std::ranges::count(options.omit, kind) != 0; };
@@ -76,6 +76,10 @@ Result<SaveOptions> save_options(const SavingOptions& options) {
   if (options.disk == "copy") saving.disks.way = DiskWay::kCopy;
   if (options.disk == "none") saving.disks.way.reset();
   if (options.quiesce) saving.quiesce = std::chrono::seconds(options.quiesce_s);
+  const bool snapshot = options.disk.empty() || options.disk == "snapshot";
+  if (!options.disk_folder.empty() && !snapshot && !restores)
+    return make_error(ErrorKind::kUsage, "--disk-folder is for --disk snapshot: --disk {} makes no files in it",
+                      options.disk);
   VMSIEVE_ASSIGN(saving.disks.folder, disk_folder(options.disk_folder));
   return saving;
 }

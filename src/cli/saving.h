@@ -24,7 +24,8 @@ struct SavingOptions {
   unsigned quiesce_s = 10;
 };
 void add_saving_options(CLI::App& command, SavingOptions& options);
-Result<SaveOptions> save_options(const SavingOptions& options);
+/// `restores`: the command may restore as well, so that a folder for disks is of use whatever the way.
+Result<SaveOptions> save_options(const SavingOptions& options, bool restores = false);
 
 /// As docs/json.md has it for `save`.
 Json save_json(const SaveReport& saved, const Store& store);

@@ -131,7 +131,7 @@ void tell_text(const WatchEvent& event, const WatchOptions& options, const Commo
 }
 
 int watch(const Options& options, const Common& common) {
-  auto saving = save_options(options.saving);
+  auto saving = save_options(options.saving, options.restart);
   if (!saving) return report(saving.error(), common);
   const auto every = parse_duration(options.every);
   if (!every) return report(every.error(), common);

@@ -76,12 +76,12 @@ std::string DiskPoint::node(u64 number) const { return overlay_node(options_.che
 std::string DiskPoint::job(u64 number) const { return overlay_node(options_.checkpoint, number); }
 
 Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) const {
+  const auto unless = [&](std::string_view why, std::string_view advice) {
+    return make_error(ErrorKind::kUnsupported, "no point in time can be taken of the disk {} ({}): {}; {}",
+                      disk.device, disk.file, why, advice);
+  };
   const auto cannot = [&](std::string_view why) {
-    return make_error(
-        ErrorKind::kUnsupported,
-        "no point in time can be taken of the disk {} ({}): {}; save with --disk none, and care "
-        "for the disks by other means",
-        disk.device, disk.file, why);
+    return unless(why, "save with --disk none, and care for the disks by other means");
   };
   SavedDisk saved{.device = disk.drive,
                   .qdev = disk.qdev,
@@ -103,7 +103,8 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
   if (disk.encrypted) return cannot("it is encrypted, and the checkpoint would not hold its key");
   saved.image = resolved(*path, options_.working_directory);
   if (options_.way == DiskWay::kInternal) {
-    if (disk.driver != "qcow2") return cannot("only qcow2 images take snapshots in themselves");
+    if (disk.driver != "qcow2") return unless("only qcow2 images take snapshots in themselves",
+                    "save with --disk snapshot, or --disk copy");
     saved.snapshot = "vmsieve-" + options_.checkpoint;
   }
   if (options_.way == DiskWay::kSnapshot) {
@@ -112,12 +113,21 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
     if (std::ranges::any_of(record_.disks, same))
       saved.overlay = overlay_path(saved.image, options_.folder, options_.checkpoint, std::to_string(number));
     if (options_.folder.empty() && saved.image.starts_with("/dev/"))
-      return cannot("what is written from now on needs a file: give a folder for it with --disk-folder");
+      return unless("what is written from now on needs a file", "give a folder for it with --disk-folder");
     if (file_exists(saved.overlay)) return cannot(saved.overlay + " is there already");
   }
   auto chain = chain_of(saved.image);
   // A copy needs no image that we can see.
   if (!chain && options_.way == DiskWay::kCopy) chain = std::vector{saved.image};
+  if (!chain && chain.error().kind() == ErrorKind::kNotFound) {
+    if (checkpoint_in_name(saved.image).empty() || file_exists(saved.image))
+      return Error(ErrorKind::kNotFound,
+                   fmt::format("the disk {} ({}): {}: put it back where QEMU has opened it, or save with "
+                               "--disk copy",
+                               disk.device, disk.file, chain.error().message()));
+    return unless("its file has no name any more, as that of a guest that was restored with --disk-temporary",
+                  "save with --disk copy, or, if it was moved, put it back");
+  }
   if (!chain) return cannot(chain.error().message());
   saved.chain = std::move(*chain);
   for (const std::string& earlier : options_.earlier_chain(saved.image)) {

@@ -660,6 +660,29 @@ def test_disks_that_have_no_point_in_time(vmsieve, tmp_path, folder):
     assert [entry["checkpoint"] for entry in vmsieve.json("log")["checkpoints"]] == [saved["checkpoint"]]
 
 
+def test_a_refused_disk_is_told_what_would_work(vmsieve, tmp_path, folder):
+    raw = image(folder / "a.raw", form="raw", file_system=False)
+    with Guest(kernel=None, mem_mib=128, smp=1, extra=["-drive", f"file={raw},format=raw,if=virtio"]) as guest:
+        failed = vmsieve.fails("save", guest.qmp_path, "--disk", "internal")
+        assert "--disk snapshot, or --disk copy" in failed.stderr and "none" not in failed.stderr
+        away = raw.rename(folder / "away")
+        failed = vmsieve.fails("save", guest.qmp_path)
+        assert str(raw) in failed.stderr and "put it back" in failed.stderr and "none" not in failed.stderr
+        away.rename(raw)
+        saved = vmsieve.save(guest.qmp_path)
+    restored = vmsieve.restore(saved["checkpoint"], tmp_path / "serial", "--disk-temporary")
+    failed = vmsieve.fails("save", restored["qmp"])
+    assert "--disk-temporary" in failed.stderr and "save with --disk copy" in failed.stderr
+    vmsieve.save(restored["qmp"], "--disk", "copy")
+    vmsieve.kill_restored()
+
+
+@pytest.mark.parametrize("way", ["copy", "internal", "none"])
+def test_a_folder_is_for_new_files_only(vmsieve, folder, way):
+    failed = vmsieve.fails("save", "nobody", "--disk", way, "--disk-folder", folder)
+    assert failed.code == 2 and "--disk-folder" in failed.stderr
+
+
 def test_read_only_disks_are_left_alone(vmsieve, tmp_path, folder):
     path, fixed = image(folder / "a.qcow2"), image(folder / "fixed.raw", form="raw")
     extra = ["-drive", f"if=none,id=fixed,readonly=on,format=raw,file={fixed}", "-device", "virtio-blk-pci,drive=fixed"]
