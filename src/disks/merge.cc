@@ -60,18 +60,16 @@ void set_print_below(DiskRecord& record, const std::string& file, const FilePrin
 /// In the chains of all checkpoints: the overlay goes, and the image under it has its content.
 Result<void> take_out_below(DiskNeeds& needs, const std::string& overlay, const std::string& image) {
   VMSIEVE_ASSIGN(const FilePrint print, print_of(image));
-  for (auto* records : {&needs.checkpoints(), &needs.forsaken()}) {
-    for (DiskRecord& other : *records) {
-      if (!has_below(other, overlay) && !has_below(other, image)) continue;
-      VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
-        set_print_below(now, image, print);
-        for (SavedDisk& disk : now.disks) {
-          std::erase_if(disk.below, [&](const PrintedFile& one) {
-            return same_file(one.path, overlay) || same_file(one.path, disk.image);
-          });
-        }
-      }));
-    }
+  for (DiskRecord& other : needs.checkpoints()) {
+    if (!has_below(other, overlay) && !has_below(other, image)) continue;
+    VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
+      set_print_below(now, image, print);
+      for (SavedDisk& disk : now.disks) {
+        std::erase_if(disk.below, [&](const PrintedFile& one) {
+          return same_file(one.path, overlay) || same_file(one.path, disk.image);
+        });
+      }
+    }));
   }
   return {};
 }
@@ -85,7 +83,9 @@ Result<void> take_print_anew(DiskNeeds& needs, const std::string& image) {
       const auto is_image = [&](const SavedDisk& one) {
         return one.print != FilePrint{} && same_file(one.image, image);
       };
-      if (std::ranges::none_of(other.disks, is_image) && !has_below(other, image)) continue;
+      // What was below a checkpoint that is gone nobody asks; its record may be gone too.
+      const bool below = records == &needs.checkpoints() && has_below(other, image);
+      if (std::ranges::none_of(other.disks, is_image) && !below) continue;
       VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
         for (SavedDisk& one : now.disks) {
           if (is_image(one)) one.print = print;
