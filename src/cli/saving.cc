@@ -78,8 +78,8 @@ Result<SaveOptions> save_options(const SavingOptions& options, bool restores) {
   if (options.quiesce) saving.quiesce = std::chrono::seconds(options.quiesce_s);
   const bool snapshot = options.disk.empty() || options.disk == "snapshot";
   if (!options.disk_folder.empty() && !snapshot && !restores)
-    return make_error(ErrorKind::kUsage, "--disk-folder is for --disk snapshot: --disk {} makes no files in it",
-                      options.disk);
+    return make_error(ErrorKind::kUsage,
+                      "--disk-folder is for --disk snapshot: --disk {} makes no files in it", options.disk);
   VMSIEVE_ASSIGN(saving.disks.folder, disk_folder(options.disk_folder));
   return saving;
 }

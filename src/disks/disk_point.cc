@@ -103,7 +103,8 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
   if (disk.encrypted) return cannot("it is encrypted, and the checkpoint would not hold its key");
   saved.image = resolved(*path, options_.working_directory);
   if (options_.way == DiskWay::kInternal) {
-    if (disk.driver != "qcow2") return unless("only qcow2 images take snapshots in themselves",
+    if (disk.driver != "qcow2")
+      return unless("only qcow2 images take snapshots in themselves",
                     "save with --disk snapshot, or --disk copy");
     saved.snapshot = "vmsieve-" + options_.checkpoint;
   }

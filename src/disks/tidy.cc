@@ -63,7 +63,8 @@ class Tidy {
       done = false;
       if (finished.error().message().empty()) continue;  // as it is to be
       std::string file = record.way == DiskWay::kSnapshot ? disk.overlay : disk.image;
-      if (record.way == DiskWay::kCopy) file = fmt::format("the copy of {} in the store", disk.image);
+      if (record.way == DiskWay::kCopy)
+        file = fmt::format("{}, the copy of {}", disk_object(number), disk.image);
       untidy_.push_back({record.checkpoint, file, finished.error().message()});
     }
     // Who they are is known by the record alone, as long as they are over what is to be merged yet.
@@ -154,10 +155,25 @@ class Tidy {
 
   // ---- a copy --------------------------------------------------------
 
+  /// A restored guest's file over the copy of a disk; of one that cannot be read it is taken to be.
+  std::optional<std::string> child_over_copy(const DiskRecord& record, u64 number) const {
+    const auto copy = store_.object_path(record.checkpoint, disk_object(number));
+    for (const std::string& child : living_children(record)) {
+      const auto backing = backing_of(child);
+      if (!copy || !backing || (*backing && same_file(**backing, *copy))) return child;
+    }
+    return std::nullopt;
+  }
+
   /// One that is still being made, for somebody who was killed.
   Result<void> end_copy(const DiskRecord& record, const SavedDisk& disk, u64 number) {
-    if (const auto living = living_children(record); !living.empty())
-      return waiting(fmt::format("files of restored guests are over it: {}", fmt::join(living, ", ")));
+    if (const auto over = child_over_copy(record, number)) {
+      return waiting(
+          fmt::format("{}, of a guest restored from it, is over it: remove that when the guest is not needed "
+                      "any more, and run "
+                      "vmsieve disk tidy",
+                      *over));
+    }
     const std::string node = overlay_node(record.checkpoint, number);
     for (const pid_t pid : users_of(disk.image)) {
       if (!read_qemu_process(pid)) continue;
@@ -184,9 +200,11 @@ class Tidy {
       const auto is_as_it_was = [&](const SavedDisk& one) {
         return one.print != FilePrint{} && same_file(one.image, disk.image) && check_print(one).ok();
       };
-      const bool printed = std::ranges::any_of(needs_.checkpoints(), [&](const DiskRecord& other) {
+      const auto has = [&](const DiskRecord& other) {
         return std::ranges::any_of(other.disks, is_as_it_was);
-      });
+      };
+      const bool printed =
+          std::ranges::any_of(needs_.checkpoints(), has) || std::ranges::any_of(needs_.forsaken(), has);
       if (printed) VMSIEVE_TRY(needs_.change(record, [&](DiskRecord& now) { add(now.renamed, disk.image); }));
       auto removed = run_qemu_img({"snapshot", "-d", disk.snapshot, disk.image});
       if (!removed && removed.error().message().find("find") == std::string::npos) return removed.error();

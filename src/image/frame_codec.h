@@ -35,8 +35,8 @@ class FrameEncoder {
   /// codec, stored_bytes, raw_bytes and checksum set. Where compressing does not make it smaller
   /// by at least 1/16, the frame is stored as it is (Codec::kNone).
   Frame encode(std::span<const std::byte> raw, std::vector<std::byte>& out);
-  /// The same, but a frame that is stored as it is is not copied: `out` is then empty, and what is to be stored
-  /// is `raw`.
+  /// The same, but a frame that is stored as it is is not copied: `out` is then empty, and what is to be
+  /// stored is `raw`.
   Frame encode_or_keep(std::span<const std::byte> raw, std::vector<std::byte>& out);
 
  private:

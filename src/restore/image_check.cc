@@ -61,8 +61,8 @@ class ImageCheck {
   std::optional<FilePrint> print_at_checkpoint(const SavedDisk& disk, const std::string& file,
                                                const std::string& over) {
     if (is_being_merged(over)) return std::nullopt;
-    const auto it = std::ranges::find_if(disk.below,
-                                         [&](const PrintedFile& one) { return same_file(one.path, file); });
+    const auto it =
+        std::ranges::find_if(disk.below, [&](const PrintedFile& one) { return same_file(one.path, file); });
     if (it != disk.below.end()) {
       // Who merged a file beside it has not noted that yet, or is of another store.
       const std::string& once_over = it == disk.below.begin() ? disk.image : (it - 1)->path;
