@@ -17,10 +17,19 @@ from .subject import end_processes_of
 RESULTS = host.ROOT / "bench" / "results"
 
 
+PLACES = ("store", "qmp", "log")  # where things were on this machine, as vmsieve tells it
+
+
+def without_places(value):
+    if isinstance(value, dict):
+        return {key: without_places(one) for key, one in value.items() if key not in PLACES}
+    return [without_places(one) for one in value] if isinstance(value, list) else value
+
+
 def write(path, results):
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_suffix(".made")
-    made.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    made.write_text(json.dumps(without_places(results), indent=1) + "\n", encoding="utf-8")
     made.rename(path)
 
 
