@@ -45,7 +45,8 @@ Result<void> pivot(const Merge& merge, QmpClient& qmp, const std::string& job) {
   // ---- if QEMU dies between this and the next change, nobody knows which of the two is the disk ----
   VMSIEVE_TRY(
       merge.needs.change(merge.record, [&](DiskRecord& now) { add(now.leaving, merge.disk.overlay); }));
-  VMSIEVE_TRY(guard->stop());
+  // One in a state that cannot be stopped (suspended) writes nothing either.
+  if (auto stopped = guard->stop(); !stopped && stopped.error().kind() != ErrorKind::kRefused) return stopped;
   VMSIEVE_TRY(qmp.execute("job-complete", Json{{"id", job}}, kCommandPatience));
   const Stopwatch pause;
   while (pause.ms() < kLongestPause.count()) {

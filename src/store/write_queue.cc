@@ -57,8 +57,10 @@ Result<void> WriteQueue::submit(int fd, Write& write) {
   int submitted = 0;
   do {
     submitted = io_uring_submit(&ring_->ring);
-  } while (submitted == -EINTR || submitted == -EAGAIN);
-  if (submitted < 0) return errno_error(-submitted, "cannot begin a write by io_uring");
+  } while (submitted == -EINTR);
+  // None, without an error, is as good as one: what was not taken would never end.
+  if (submitted != 1)
+    return errno_error(submitted < 0 ? -submitted : EAGAIN, "cannot begin a write by io_uring");
   ring_->spare.pop_back();
   ring_->writes[number] = std::move(write);
   return {};

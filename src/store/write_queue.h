@@ -37,7 +37,8 @@ class WriteQueue {
   WriteQueue& operator=(const WriteQueue&) = delete;
 
   bool full() const;
-  /// Begins one; not when full(). When it fails the write is not under way and was not released.
+  /// Begins one; not when full(). When it fails the write is not under way and was not
+  /// released, and the queue is of no more use but to settle what is under way.
   Result<void> submit(int fd, Write& write);
   /// One that has ended; nothing when none has.
   std::optional<Ended> take_ended();
