@@ -217,6 +217,29 @@ def test_a_damaged_page_is_never_seen(vmsieve, tmp_path, saved, number):
     Serial(serial).check()
 
 
+@pytest.mark.parametrize("memory", ["plain", "memfd"])
+def test_an_eager_restore_fills_all_memory_before_the_guest_runs(vmsieve, tmp_path, memory):
+    with Guest(mem_mib=512, smp=2, memory=memory, selfcheck={"churn_mib": 128}) as guest:
+        guest.wait_ready()
+        saved = vmsieve.save(guest.qmp_path)
+        assert saved["pages"]["free"] > 0
+        guest.kill()
+        serial = tmp_path / "serial"
+        report = vmsieve.restore(saved["checkpoint"], serial, "--eager", "--omitted-fill", "0x5a")
+        assert report["mode"] == "eager" and "filled_by" not in report
+        Serial(serial).wait_rounds(4)
+
+
+def test_an_eager_restore_finds_damage_before_the_guest_runs(vmsieve, tmp_path, saved):
+    spoil(vmsieve.store / "checkpoints" / saved, 0)
+    serial = tmp_path / "serial"
+    result = subprocess.run([str(BINARY), "restore", saved, "--eager", "--json", "--set", f"serial=file:{serial}"],
+                            env=vmsieve.env, text=True, capture_output=True, timeout=120, check=False)
+    assert result.returncode == 6, result.stderr
+    assert json.loads(result.stderr)["error"]["kind"] == "damaged"
+    assert Serial(serial).text() == ""
+
+
 def test_the_log_tells_of_a_damaged_page(slow, tmp_path, saved):
     spoil(slow.store / "checkpoints" / saved, 4)
     report = slow.restore(saved, tmp_path / "serial", "--lazy")
