@@ -30,9 +30,20 @@ BufferPool::BufferPool(std::byte* memory, u64 count, u64 bytes)
 
 BufferPool::~BufferPool() { ::munmap(memory_, count_ * bytes_); }
 
-void BufferPool::prefault(u64 bytes) {
+void BufferPool::prefault(u64 bytes, unsigned threads) {
+  constexpr u64 kHugePage = 2 * kMiB;
   const u64 size = std::min(round_up(bytes, bytes_), count_ * bytes_);
-  for (u64 offset = 0; offset < size; offset += kPageSize) memory_[offset] = std::byte{0};
+  std::atomic<u64> next = 0;
+  const auto touch = [&] {
+    for (u64 from = next.fetch_add(kHugePage); from < size; from = next.fetch_add(kHugePage)) {
+      const u64 end = std::min(from + kHugePage, size);
+      for (u64 offset = from; offset < end; offset += kPageSize) memory_[offset] = std::byte{0};
+    }
+  };
+  std::vector<std::thread> helpers;
+  for (unsigned i = 1; i < threads && size > kHugePage; ++i) helpers.emplace_back(touch);
+  touch();
+  for (std::thread& helper : helpers) helper.join();
 }
 
 std::byte* BufferPool::try_acquire() {
@@ -161,6 +172,15 @@ CapturePipeline::~CapturePipeline() {
   if (writing_.joinable()) {
     fail(Error(ErrorKind::kIo, "the save was abandoned"));
     join();
+  }
+}
+
+// A pool that is filled once and again is made resident by the way, while the disk is at work.
+void CapturePipeline::expect(u64 bytes) {
+  if (bytes / 2 > pool_bytes_) {
+    open_gate();
+  } else {
+    pool_->prefault(bytes, options_.threads);
   }
 }
 

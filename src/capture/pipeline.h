@@ -33,8 +33,9 @@ class BufferPool {
   BufferPool(const BufferPool&) = delete;
   BufferPool& operator=(const BufferPool&) = delete;
 
-  /// Makes the first `bytes` of the pool resident, so that the pause does not pay for page faults.
-  void prefault(u64 bytes);
+  /// Makes the first `bytes` of the pool resident, by `threads` threads, so that the pause does not pay for
+  /// page faults.
+  void prefault(u64 bytes, unsigned threads);
   /// A buffer, or nullptr when none is free now.
   std::byte* try_acquire();
   /// Waits until more than `reserve` are free and takes one; nullptr after close().
@@ -63,7 +64,8 @@ class BufferPool {
 /// and encoded by `threads` workers, and written by one more thread.
 ///
 /// The workers wait at a gate until the pool runs dry or the readers are done: while the guest is
-/// stopped all cores read.
+/// stopped all cores read. Where far more is to be read than the pool holds, that would only leave the disk
+/// without work: expect() then opens the gate.
 class CapturePipeline {
  public:
   struct Options {
@@ -90,7 +92,8 @@ class CapturePipeline {
                                                        const Options& options);
   ~CapturePipeline();
 
-  void prefault(u64 bytes) { pool_->prefault(bytes); }
+  /// About so many bytes will be read while the guest stands still. What they need is made ready.
+  void expect(u64 bytes);
   u64 chunk_pages() const { return options_.chunk_pages; }
   u64 pool_bytes() const { return pool_bytes_; }
   u64 pool_buffers() const { return pool_->count(); }

@@ -307,7 +307,7 @@ Result<Memory> take_all(Save& save, std::unique_ptr<PauseGuard> guard_of_save,
   if (!live) {
     // An eighth more than the rehearsal found: the guest has not stood still since.
     const u64 pages = plan_paused(save, rehearsed).read_pages;
-    pipeline->prefault((pages + pages / 8) * kPageSize);
+    pipeline->expect((pages + pages / 8) * kPageSize);
   }
   save.manifest.mode = live ? "live" : "paused";
   auto captured = live ? capture_live(save, *guard, *pipeline, *live, threads, progress)

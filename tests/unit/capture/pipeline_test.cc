@@ -2,8 +2,10 @@
 #include "vmsieve/capture/pipeline.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <deque>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -171,6 +173,26 @@ TEST(CapturePipeline, CanBeAbandonedBeforeTheGateOpens) {
   (*pipeline)->submit({.block = 0, .pages = 4, .runs = {{0, 4}}}, buffer);
   pipeline->reset();
   EXPECT_LE(object.bytes.size(), kPageSize);
+}
+
+TEST(CapturePipeline, WorksAtOnceWhereThePoolWillNotHoldWhatComes) {
+  for (const bool much : {true, false}) {
+    SCOPED_TRACE(much);
+    MemoryObject object;
+    MemoryObjectWriter writer(object, "0123456789abcdef");
+    auto pipeline = CapturePipeline::make(writer, 1, small_options());
+    ASSERT_TRUE(pipeline.ok());
+    (*pipeline)->expect(much ? 3 * (*pipeline)->pool_bytes() : (*pipeline)->pool_bytes());
+    std::byte* buffer = (*pipeline)->acquire();
+    std::memset(buffer, 0, 4 * kPageSize);
+    (*pipeline)->submit({.block = 0, .pages = 4, .runs = {{0, 4}}}, buffer);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(much ? 10 : 0);
+    do {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    } while ((*pipeline)->done_pages() == 0 && std::chrono::steady_clock::now() < deadline);
+    EXPECT_EQ((*pipeline)->done_pages(), much ? 4U : 0U);
+    ASSERT_TRUE((*pipeline)->finish().ok());
+  }
 }
 
 }  // namespace
