@@ -48,7 +48,7 @@ _vmsieve() {
     disk) options+=" --store" ;;
     save) options+=" --store --disk --disk-folder --quiesce --quiesce-limit --live --paused --incremental --longest-wait --full --compress --no-introspection --omit --threads --buffer-mib" ;;
     watch) options+=" --store --disk --disk-folder --disk-temporary --quiesce --quiesce-limit --every --keep --restart --dead-after --set --qemu --disks-as-they-are --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
-    restore) options+=" --store --disk-folder --disk-temporary --lazy --eager --wait --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
+    restore) options+=" --store --disk-folder --disk-temporary --instead --lazy --eager --wait --clone --foreground --stopped --disks-as-they-are --qemu --qmp --set --threads" ;;
     export) options+=" --store --format --output --xml --threads" ;;
     import) options+=" --store --stopped --longest-wait --compress --no-introspection --omit --threads --buffer-mib" ;;
     log | verify | rm) options+=" --store" ;;

@@ -32,6 +32,17 @@ struct Options {
   RestoreOptions restore;
 };
 
+void add_disks(Json& json, const RestoreReport& restored) {
+  if (!restored.disks.empty()) json["disks"] = restored.disks;
+  if (!restored.abandoned.empty()) json["abandoned"] = restored.abandoned;
+}
+
+void print_disks(const RestoreReport& restored) {
+  for (const std::string& disk : restored.disks) fmt::print("writes to {}\n", disk);
+  for (const std::string& disk : restored.abandoned)
+    fmt::print("{}, which the VM wrote to after the checkpoint, goes with the checkpoint\n", disk);
+}
+
 Json restored_json(const std::string& id, const RestoreReport& restored) {
   Json json{{"checkpoint", id},
             {"mode", restored.lazy ? "lazy" : "eager"},
@@ -45,7 +56,7 @@ Json restored_json(const std::string& id, const RestoreReport& restored) {
             {"machine", restored.machine_type}};
   if (restored.lazy) json["filled_by"] = ::getpid();
   if (!restored.eager_reason.empty()) json["eager_reason"] = restored.eager_reason;
-  if (!restored.disks.empty()) json["disks"] = restored.disks;
+  add_disks(json, restored);
   if (!restored.warnings.empty()) json["warnings"] = restored.warnings;
   return json;
 }
@@ -66,7 +77,7 @@ void print_text(const std::string& id, const RestoreReport& restored) {
   fmt::print("checkpoint {} {} as process {} after {}\nmonitor {}\noutput of QEMU in {}\n", id,
              restored.running ? "runs" : "stands stopped", restored.pid, human_ms(restored.ready_ms),
              restored.qmp_path, restored.log_path);
-  for (const std::string& disk : restored.disks) fmt::print("writes to {}\n", disk);
+  print_disks(restored);
 }
 
 /// After the fill. That it cannot be kept matters only to who has asked for it.
@@ -168,6 +179,7 @@ int restore_domain(Store& store, const CheckpointReader& reader, const RestoreOp
   const auto restored = restore_in_libvirt(store, reader, options, progress_bar(common));
   if (!restored) return report(restored.error(), common);
   end_progress(common);
+  warn_all(*restored, common);
   const std::string& id = reader.manifest().id;
   if (common.json) {
     Json json{{"checkpoint", id},
@@ -177,13 +189,13 @@ int restore_domain(Store& store, const CheckpointReader& reader, const RestoreOp
               {"ready_ms", restored->ready_ms},
               {"running", restored->running},
               {"vm", restored->vm}};
-    if (!restored->disks.empty()) json["disks"] = restored->disks;
+    add_disks(json, *restored);
     print_json(json);
   } else {
     fmt::print("checkpoint {} {} as {} (process {}) after {}\n", id,
                restored->running ? "runs" : "stands stopped", restored->vm, restored->pid,
                human_ms(restored->ready_ms));
-    for (const std::string& disk : restored->disks) fmt::print("writes to {}\n", disk);
+    print_disks(*restored);
   }
   return kExitOk;
 }
@@ -252,6 +264,15 @@ void add_restore(CLI::App& app, int& status) {
       ->check(CLI::Range(1U, 1000U));
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);
+  command
+      ->add_flag(
+          "--instead", options->restore.disks.instead,
+          "the guest takes the place of the VM that was saved, which has ended: what that one wrote to "
+          "its disks after the checkpoint is removed with the checkpoint, and the disks are then put "
+          "back together")
+      ->excludes("--clone")
+      ->excludes("--disk-temporary")
+      ->excludes("--disks-as-they-are");
   command->add_option(
       "--qmp", options->qmp,
       "where the new monitor listens (default: where the old one did, or in /run/vmsieve while "

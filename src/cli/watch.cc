@@ -79,6 +79,7 @@ void tell_json(const WatchEvent& event, const Store& store) {
               {"pid", event.restored->pid},
               {"qmp", event.restored->qmp_path},
               {"ready_ms", event.restored->ready_ms}};
+      if (!event.restored->abandoned.empty()) json["abandoned"] = event.restored->abandoned;
       break;
   }
   json["time"] = utc_now();
@@ -157,6 +158,7 @@ int watch(const Options& options, const Common& common) {
   starting.disk_folder = options.saving.disk_folder;
   if (const auto set = set_starting_options(starting, watching.restore); !set)
     return report(set.error(), common);
+  watching.restore.disks.instead = true;
   const StopSignals signals;
   const auto tell = [&](const WatchEvent& event) {
     end_progress(common);

@@ -81,6 +81,7 @@ std::vector<std::string> DiskNeeds::all_over(const std::string& image) const {
         look_at(disk.overlay);
       }
       for (const std::string& child : record.children) look_at(child);
+      for (const std::string& path : record.abandoned) look_at(path);
     }
   }
   return over;
@@ -111,6 +112,22 @@ bool DiskNeeds::is_under_something(const std::string& image) const {
     if (record.way == DiskWay::kSnapshot && std::ranges::any_of(record.disks, is_image)) return true;
   }
   return !all_over(image).empty();
+}
+
+std::optional<std::string> DiskNeeds::who_may_need(const std::string& file) const {
+  const auto is_image = [&](const SavedDisk& disk) { return same_file(disk.image, file); };
+  const auto is_below = [&](const SavedDisk& disk) {
+    return std::ranges::any_of(disk.below, [&](const PrintedFile& one) { return same_file(one.path, file); });
+  };
+  for (const DiskRecord& record : records_) {
+    if (record.way != DiskWay::kCopy &&
+        (std::ranges::any_of(record.disks, is_image) || std::ranges::any_of(record.disks, is_below)))
+      return record.checkpoint;
+  }
+  for (const DiskRecord& record : forsaken_) {
+    if (record.way != DiskWay::kCopy && std::ranges::any_of(record.disks, is_image)) return record.checkpoint;
+  }
+  return std::nullopt;
 }
 
 bool DiskNeeds::is_over_overlay(const std::string& image) const {
@@ -163,7 +180,8 @@ Result<void> DiskNeeds::check_known_over(const std::string& overlay, const std::
   if (!in_chain.empty()) add(all, in_chain);
   for (const std::string& over : all) {
     const auto knows = [&](const DiskRecord& record) {
-      return contains(record.children, over) || std::ranges::any_of(record.disks, [&](const SavedDisk& disk) {
+      return contains(record.children, over) || contains(record.abandoned, over) ||
+             std::ranges::any_of(record.disks, [&](const SavedDisk& disk) {
                return same_file(disk.image, over) || (!disk.overlay.empty() && same_file(disk.overlay, over));
              });
     };

@@ -59,6 +59,10 @@ class DiskNeeds {
   /// Is the file, which may be gone, the disk of a checkpoint, or does an image stand on it?
   bool is_under_something(const std::string& image) const;
 
+  /// Which checkpoint needs the file, which may be gone, or may: as its disk, under it, or, where a
+  /// checkpoint is none any more, under what is left of it. None: nobody does.
+  std::optional<std::string> who_may_need(const std::string& file) const;
+
   /// Is an overlay that this store knows of in the image's chain, or may it be?
   bool is_over_overlay(const std::string& image) const;
 

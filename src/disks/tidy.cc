@@ -35,9 +35,19 @@ class Tidy {
     VMSIEVE_ASSIGN(ids, store_.disk_records());  // as the one before has left them
     needs_.read(ids);
     if (!needs_.unreadable().empty()) return needs_.unreadable();  // who needs what is not known
-    for (DiskRecord& record : needs_.forsaken()) {
-      const bool done = tidy(record);
-      if (done) VMSIEVE_TRY(store_.forget_disks(record.checkpoint));
+    // What one waits for may be another.
+    for (bool some_done = true; some_done && !needs_.forsaken().empty();) {
+      untidy_.clear();
+      std::vector<std::string> done;
+      for (DiskRecord& record : needs_.forsaken()) {
+        if (!tidy(record)) continue;
+        VMSIEVE_TRY(store_.forget_disks(record.checkpoint));
+        done.push_back(record.checkpoint);
+      }
+      std::erase_if(needs_.forsaken(), [&](const DiskRecord& record) {
+        return std::ranges::find(done, record.checkpoint) != done.end();
+      });
+      some_done = !done.empty();
     }
     std::vector<UntidyDisk> untidy = needs_.unreadable();
     untidy.insert(untidy.end(), untidy_.begin(), untidy_.end());
@@ -47,7 +57,7 @@ class Tidy {
  private:
   /// True when nothing of it is left to do.
   bool tidy(DiskRecord& record) {
-    bool done = true;
+    bool done = remove_abandoned(record);
     const std::vector<SavedDisk> disks = record.disks;
     for (u64 number = 0; number < disks.size(); ++number) {
       const SavedDisk& disk = disks[number];
@@ -71,6 +81,48 @@ class Tidy {
     return done && std::ranges::none_of(living_children(record), [&](const std::string& child) {
              return needs_.is_over_overlay(child);
            });
+  }
+
+  // ---- what another VM's place was taken from ------------------------
+
+  /// True when none is left.
+  bool remove_abandoned(DiskRecord& record) {
+    bool done = true;
+    std::vector<std::string> removed;
+    for (const std::string& path : record.abandoned) {
+      const auto gone = remove_abandoned_file(path);
+      if (gone) {
+        removed.push_back(path);
+      } else {
+        untidy_.push_back({record.checkpoint, path, gone.error().message()});
+        done = false;
+      }
+    }
+    if (removed.empty()) return done;
+    const auto noted = needs_.change(record, [&](DiskRecord& now) {
+      std::erase_if(now.abandoned, [&](const std::string& path) {
+        return std::ranges::find(removed, path) != removed.end();
+      });
+    });
+    if (!noted) untidy_.push_back({record.checkpoint, removed.front(), noted.error().message()});
+    return done && noted.ok();
+  }
+
+  Result<void> remove_abandoned_file(const std::string& path) {
+    if (!file_exists(folder_of(path))) return waiting("its folder is not there");
+    if (is_gone(path)) return {};
+    if (const auto who = needs_.who_may_need(path))
+      return waiting(fmt::format("it is needed for checkpoint {}", *who));
+    if (const auto over = needs_.all_over(path); !over.empty())
+      return waiting(fmt::format("it is needed: {} is over it", over.front()));
+    if (const auto users = users_of(path); !users.empty())
+      return waiting(fmt::format("process {} has it open", users.front()));
+    VMSIEVE_ASSIGN(const bool held, is_held_for_writing(path));
+    if (held) return waiting("another host writes to it");
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT)
+      return errno_error(errno, fmt::format("cannot remove {}", path));
+    sync_folder_of(path);
+    return {};
   }
 
   // ---- an overlay ----------------------------------------------------

@@ -82,6 +82,16 @@ Result<void> feed_libvirt(const CheckpointReader& reader, const std::string& xml
   return restored;
 }
 
+/// What the domain is started with the next time.
+Result<void> go_on_with(const RestoredDisks& disks, const VmAddress& address) {
+  std::vector<DomainOverlay> overlays;
+  for (const RestoredDisks::Disk& disk : disks.disks()) {
+    if (!disk.saved.overlay.empty()) overlays.push_back({{disk.saved.overlay}, disk.overlay});
+  }
+  VMSIEVE_ASSIGN(const auto qmp, QmpClient::connect(address.qmp_path));
+  return let_domain_go_on(*qmp, overlays);
+}
+
 }  // namespace
 
 std::vector<std::byte> LibvirtImageHead::encode(std::string_view xml, bool was_running) {
@@ -151,12 +161,23 @@ Result<RestoreReport> restore_in_libvirt(Store& store, const CheckpointReader& r
   report.running = options.after == AfterRestore::kAsSaved ? manifest.was_running
                                                            : options.after == AfterRestore::kRunning;
   VMSIEVE_TRY(feed_libvirt(reader, xml, report.running, options.threads, progress));
-  disks.keep();
-  report.disks = disks.overlays();
   report.ready_ms = watch.ms();
   report.vm = "libvirt:" + manifest.libvirt.domain;
-  VMSIEVE_ASSIGN(const VmAddress address, resolve_vm(report.vm));
-  report.pid = address.process.pid;
+  const auto address = resolve_vm(report.vm);
+  if (disks.takes_place()) {
+    const auto gone_on = address ? go_on_with(disks, *address) : Result<void>{address.error()};
+    if (!gone_on) {
+      // What the domain is started with the next time must not be removed.
+      disks.stay_beside();
+      report.warnings.push_back("the domain's persistent XML stays on its old disks, which are kept: " +
+                                gone_on.error().message());
+    }
+  }
+  if (const auto kept = disks.keep(store); !kept) report.warnings.push_back(kept.error().message());
+  report.disks = disks.overlays();
+  report.abandoned = disks.abandoned();
+  if (!address) return address.error();
+  report.pid = address->process.pid;
   return report;
 }
 

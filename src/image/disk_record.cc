@@ -105,6 +105,7 @@ std::string encode_disks(const DiskRecord& record) {
                              {"chain", json_texts(disk.chain)}});
   }
   json["children"] = json_texts(record.children);
+  json["abandoned"] = json_texts(record.abandoned);
   json["merged"] = json_texts(record.merged);
   json["renamed"] = json_texts(record.renamed);
   json["begun"] = json_texts(record.begun);
@@ -133,6 +134,7 @@ Result<DiskRecord> decode_disks(std::string_view text) {
   }
   top.list("disks", [&](const JsonFields& fields) { record.disks.push_back(read_disk(fields, record.way)); });
   get_paths(top, "children", record.children);
+  if (top.has("abandoned")) get_paths(top, "abandoned", record.abandoned);
   get_paths(top, "merged", record.merged);
   get_paths(top, "renamed", record.renamed);
   get_paths(top, "begun", record.begun);

@@ -63,6 +63,9 @@ struct DiskRecord {
   /// Files over the images that guests restored from the checkpoint write to, absolute paths. Some may be
   /// gone.
   std::vector<std::string> children;
+  /// Files over the images that the VM wrote to until another, restored from the checkpoint, took its place
+  /// and its `overlay`: they are to be removed with the checkpoint.
+  std::vector<std::string> abandoned;
   /// Overlays whose content is in `image` too, and that nothing is to be merged from again: they are to be
   /// removed.
   std::vector<std::string> merged;

@@ -128,6 +128,7 @@ class DiskCommands {
     if (name == "vmsieve-disk-commit") return commit(arguments);
     if (name == "vmsieve-disk-pivot") return pivot(arguments);
     if (name == "vmsieve-disk-forget-chains") return forget_chains();
+    if (name == "vmsieve-disk-go-on") return go_on(arguments);
     return make_error(ErrorKind::kUnsupported, "{} is no command", name);
   }
 
@@ -224,6 +225,25 @@ class DiskCommands {
     if (!text) return refused();
     VMSIEVE_ASSIGN(DomainXml xml, DomainXml::parse(text.get()));
     if (!xml.forget_chains()) return Json::object();
+    const Domain defined{virDomainDefineXML(virDomainGetConnect(domain_), xml.text().c_str())};
+    if (!defined) return refused();
+    return Json::object();
+  }
+
+  /// What the domain is started with the next time goes on to other files: from "file" to "overlay", where it
+  /// is on that.
+  Result<Json> go_on(const Json& arguments) {
+    if (virDomainIsPersistent(domain_) != 1) return Json::object();
+    const Text text{virDomainGetXMLDesc(domain_, VIR_DOMAIN_XML_SECURE | VIR_DOMAIN_XML_INACTIVE)};
+    if (!text) return refused();
+    VMSIEVE_ASSIGN(DomainXml xml, DomainXml::parse(text.get()));
+    bool any = false;
+    for (const Json& disk : objects_in(arguments, "disks")) {
+      const auto replaced = xml.replace_image({json_string(disk, "file")}, json_string(disk, "overlay"));
+      if (!replaced && replaced.error().kind() != ErrorKind::kIncompatible) return replaced.error();
+      any = any || replaced.ok();
+    }
+    if (!any) return Json::object();
     const Domain defined{virDomainDefineXML(virDomainGetConnect(domain_), xml.text().c_str())};
     if (!defined) return refused();
     return Json::object();

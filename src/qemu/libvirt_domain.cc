@@ -216,6 +216,15 @@ Result<std::string> put_overlays_into(const std::string& xml, const std::vector<
   return json_string(*reply, "xml");
 }
 
+Result<void> let_domain_go_on(QmpClient& qmp, const std::vector<DomainOverlay>& overlays) {
+  Json disks = Json::array();
+  for (const DomainOverlay& one : overlays) {
+    for (const std::string& file : one.chain) disks.push_back({{"file", file}, {"overlay", one.overlay}});
+  }
+  VMSIEVE_TRY(qmp.execute("vmsieve-disk-go-on", Json{{"disks", std::move(disks)}}));
+  return {};
+}
+
 Result<void> restore_libvirt_image(const std::string& path, bool running, const std::string& uri) {
   VMSIEVE_ASSIGN(Child child, start(with_uri({"restore", path, running ? "running" : "paused"}, uri)));
   const auto reply = read_reply(child.output.get(), -1);

@@ -59,6 +59,10 @@ struct DomainOverlay {
 /// XML of a domain.
 Result<std::string> put_overlays_into(const std::string& xml, const std::vector<DomainOverlay>& overlays);
 
+/// What a domain that runs is started with the next time goes on to other files: `chain` is the file that it
+/// may be on. `qmp` as above.
+Result<void> let_domain_go_on(QmpClient& qmp, const std::vector<DomainOverlay>& overlays);
+
 /// The program vmsieve-libvirt: beside this program, in ../libexec/vmsieve, or in $PATH. kUnsupported when it
 /// is nowhere.
 Result<std::string> find_libvirt_program();

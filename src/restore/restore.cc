@@ -358,8 +358,9 @@ Result<Restored> restore(Store& store, const std::string& id, const RestoreOptio
   }
 
   qemu->detach();
-  disks.keep();
+  if (const auto kept = disks.keep(store); !kept) report.warnings.push_back(kept.error().message());
   report.disks = disks.overlays();
+  report.abandoned = disks.abandoned();
   report.lazy = work.server != nullptr;
   report.ready_ms = watch.ms();
   thaw(manifest, report);
@@ -434,7 +435,7 @@ Result<std::vector<RestoreReport>> restore_clones(Store& store, const std::strin
     qemus.push_back(std::move(qemu));
   }
   for (const auto& qemu : qemus) qemu->detach();
-  for (RestoredDisks& own : disks) own.keep();
+  for (RestoredDisks& own : disks) VMSIEVE_TRY(own.keep(store));
   for (const auto& guard : guards) guard->dismiss();
   return reports;
 }

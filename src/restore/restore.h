@@ -68,6 +68,8 @@ struct RestoreReport {
   std::string eager_reason;           ///< why not; empty when it was asked for
   std::vector<std::string> warnings;  ///< for the user, one sentence each
   std::vector<std::string> disks;     ///< files that the guest writes to, made for it; some may have no name
+  /// Files that the saved VM wrote to, whose place the guest has taken: RestoredDiskOptions::instead.
+  std::vector<std::string> abandoned;
   SentPages sent;
   u64 stream_bytes = 0;
   double start_ms = 0;  ///< until the new QEMU answered

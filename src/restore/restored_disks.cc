@@ -45,6 +45,23 @@ Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const
   return {};
 }
 
+/// For a guest that takes the saved VM's place.
+Result<void> check_saved_vm_has_ended(const DiskRecord& record) {
+  for (const SavedDisk& disk : record.disks) {
+    // Internal snapshots and copies: the VM goes on in its image.
+    const std::string& file = disk.overlay.empty() ? disk.image : disk.overlay;
+    if (!file_exists(file)) continue;
+    const std::vector<pid_t> users = users_of(file);
+    VMSIEVE_ASSIGN(const bool held, is_held_for_writing(file));
+    if (users.empty() && !held) continue;
+    return make_error(
+        ErrorKind::kBusy,
+        "{} has {} open: the VM that was saved is still there, and no other can be instead of it",
+        users.empty() ? "a process on another host" : fmt::format("process {}", users.front()), file);
+  }
+  return {};
+}
+
 /// The images from which overlays were made are still the checkpoint's: it was not removed meanwhile, and
 /// nothing was merged.
 Result<bool> is_still(const Store& store, const std::string& id,
@@ -64,7 +81,9 @@ Result<RestoredDisks> RestoredDisks::make(Store& store, const Manifest& manifest
   constexpr int kAttempts = 3;
   for (int attempt = 1;; ++attempt) {
     RestoredDisks restored;
+    restored.checkpoint_ = manifest.id;
     restored.temporary_ = options.temporary;
+    restored.instead_ = options.instead && !options.temporary;
     if (manifest.disks.empty()) return restored;
     const auto made = restored.make_all(store, manifest.id, options, number);
     // Images that are merged while others are made over them may vanish under those.
@@ -80,6 +99,7 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
                                      const std::string& number) {
   VMSIEVE_ASSIGN(DiskRecord record, read_record(store, id));
   VMSIEVE_TRY(check_images(store, record));
+  if (instead_) VMSIEVE_TRY(check_saved_vm_has_ended(record));
   VMSIEVE_ASSIGN(const std::string unique, new_checkpoint_id());
   const std::string mark = number.empty() ? unique.substr(0, 8) : unique.substr(0, 8) + "." + number;
   const auto plan = [&](DiskRecord& now) -> Result<void> {
@@ -119,7 +139,12 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
 }
 
 RestoredDisks::RestoredDisks(RestoredDisks&& other) noexcept
-    : disks_(std::exchange(other.disks_, {})), temporary_(other.temporary_), kept_(other.kept_) {}
+    : disks_(std::exchange(other.disks_, {})),
+      abandoned_(std::move(other.abandoned_)),
+      checkpoint_(std::move(other.checkpoint_)),
+      temporary_(other.temporary_),
+      instead_(other.instead_),
+      kept_(other.kept_) {}
 
 RestoredDisks::~RestoredDisks() {
   if (kept_) return;
@@ -132,7 +157,22 @@ std::vector<std::string> RestoredDisks::overlays() const {
   return overlays;
 }
 
-void RestoredDisks::keep() { kept_ = !temporary_; }
+Result<void> RestoredDisks::keep(Store& store) {
+  kept_ = !temporary_;
+  if (!instead_ || disks_.empty()) return {};
+  return store.change_disks(checkpoint_, [&](const std::string& text) -> Result<std::string> {
+    VMSIEVE_ASSIGN(DiskRecord now, decode_disks(text));
+    if (now.way != DiskWay::kSnapshot || now.disks.size() != disks_.size()) return text;
+    for (std::size_t i = 0; i < disks_.size(); ++i) {
+      const std::string& overlay = disks_[i].overlay;
+      now.abandoned.push_back(std::exchange(now.disks[i].overlay, overlay));
+      std::erase(now.children, overlay);
+    }
+    std::erase_if(now.abandoned, [](const std::string& path) { return is_gone(path); });
+    abandoned_ = now.abandoned;
+    return encode_disks(now);
+  });
+}
 
 Result<void> RestoredDisks::put_into(QemuCommandLine& line, const std::string& working_directory) const {
   for (const Disk& disk : disks_) {

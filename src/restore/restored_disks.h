@@ -19,6 +19,9 @@ struct RestoredDiskOptions {
   /// The QEMU is another user's, libvirt's: the files are made the images' owners', and nothing in the store
   /// is under them: copies are copied out.
   bool for_another = false;
+  /// The guest takes the place of the VM that was saved: what that one wrote after the checkpoint is given
+  /// up.
+  bool instead = false;
 };
 
 /// A fresh overlay for each disk of a checkpoint: the images themselves are only read. The files are removed
@@ -26,8 +29,9 @@ struct RestoredDiskOptions {
 class RestoredDisks {
  public:
   /// Checks the images and makes the overlays. Nothing for a checkpoint without disks. kIncompatible and
-  /// kNotFound name an image that is not as it was, kBusy one that a process writes to. `number` tells clones
-  /// apart; empty for a restore.
+  /// kNotFound name an image that is not as it was, kBusy one that a process writes to, or, for
+  /// RestoredDiskOptions::instead, that the saved VM is still there. `number` tells clones apart; empty for a
+  /// restore.
   static Result<RestoredDisks> make(Store& store, const Manifest& manifest,
                                     const RestoredDiskOptions& options, const std::string& number);
   RestoredDisks() = default;
@@ -39,8 +43,14 @@ class RestoredDisks {
   /// does not.
   Result<void> put_into(QemuCommandLine& line, const std::string& working_directory) const;
 
-  /// The new QEMU has opened them.
-  void keep();
+  /// The guest does not take the saved VM's place after all.
+  void stay_beside() { instead_ = false; }
+  bool takes_place() const { return instead_ && !disks_.empty(); }
+
+  /// The new QEMU has opened them. With RestoredDiskOptions::instead they take the place of the saved VM's in
+  /// the checkpoint's record: as if that VM had gone on with them. When that cannot be noted they are kept
+  /// all the same, as those of a guest beside it.
+  Result<void> keep(Store& store);
 
   struct Disk {
     SavedDisk saved;
@@ -48,13 +58,18 @@ class RestoredDisks {
   };
   const std::vector<Disk>& disks() const { return disks_; }
   std::vector<std::string> overlays() const;
+  /// What the saved VM wrote to, and the guest has taken the place of: after keep().
+  const std::vector<std::string>& abandoned() const { return abandoned_; }
 
  private:
   Result<void> make_all(Store& store, const std::string& id, const RestoredDiskOptions& options,
                         const std::string& number);
 
   std::vector<Disk> disks_;
+  std::vector<std::string> abandoned_;
+  std::string checkpoint_;  ///< id
   bool temporary_ = false;
+  bool instead_ = false;
   bool kept_ = false;
 };
 

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from tests.conftest import BINARY, LONG, Vmsieve, is_running, monitor, need_kernel, random_moments
+from tests.e2e.test_watch import Watching
 from tests.lab import Guest, Qmp, Serial, end_process, process_exists, wait_until
 from tests.lab.disks import Ledger, chain, check_file_system, check_image, guest_with, image
 
@@ -762,6 +763,110 @@ def test_a_watch_keeps_chains_short(vmsieve, tmp_path, folder):
         for entry in vmsieve.json("log")["checkpoints"]:
             runs_clean(vmsieve, tmp_path, entry["checkpoint"], entry["checkpoint"])
         ledger.wait_rounds(1, alive=guest.check_alive)
+
+
+def runs_clean_beside(vmsieve, tmp_path, checkpoint, other):
+    """As runs_clean(), while another restored guest goes on."""
+    serial = tmp_path / f"{checkpoint}.serial"
+    restored = vmsieve.restore(checkpoint, serial, "--disk-temporary")
+    Ledger(Serial(serial)).wait_rounds(2)
+    vmsieve.kill(restored["pid"])
+    assert process_exists(other["pid"])
+
+
+def test_a_guest_that_takes_the_vms_place_gets_its_images_back(vmsieve, tmp_path, folder):
+    paths = [image(folder / "a.qcow2"), image(folder / "b.raw", form="raw")]
+    with guest_with(paths, folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        saved = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        failed = vmsieve.fails("restore", saved["checkpoint"], "--instead")
+        assert failed.code == 10 and f"process {guest.pid} has {overlays_of(saved)[0]} open" in failed.stderr
+        guest.kill()
+    old = overlays_of(saved)
+    serial = tmp_path / "second"
+    back = vmsieve.restore(saved["checkpoint"], serial, "--instead")
+    assert back["abandoned"] == [str(path) for path in old]
+    second = Ledger(Serial(serial))
+    second.wait_rounds(1)
+    assert vmsieve.json("show", saved["checkpoint"])["disks"]["abandoned"] == back["abandoned"]
+    again = vmsieve.save(back["qmp"])
+    second.wait_rounds(1)
+    # As long as the checkpoint is there it can be restored, also without taking anybody's place.
+    runs_clean_beside(vmsieve, tmp_path, saved["checkpoint"], back)
+    assert vmsieve.json("rm", saved["checkpoint"])["untidy_disks"] == []
+    assert files_in(folder) == {"a.qcow2", "b.raw", *(path.name for path in overlays_of(again))}
+    runs_clean_beside(vmsieve, tmp_path, again["checkpoint"], back)
+    assert vmsieve.json("rm", again["checkpoint"])["untidy_disks"] == []
+    assert files_in(folder) == {"a.qcow2", "b.raw"} == backing_files_of(back["pid"], folder)
+    second.wait_rounds(1)
+    vmsieve.kill_restored()
+    for path in paths:
+        check_file_system(path, tmp_path)
+
+
+@pytest.mark.parametrize("way, elsewhere", [("snapshot", False), ("snapshot", True), ("internal", False)])
+def test_a_guest_that_takes_the_vms_place_leaves_what_others_need(vmsieve, tmp_path, folder, way, elsewhere):
+    """The file that is given up is the disk of a later checkpoint."""
+    path = image(folder / "a.qcow2")
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        ledger = Ledger(guest.serial)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        first = vmsieve.save(guest.qmp_path)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        later = vmsieve.save(guest.qmp_path, "--disk", way)
+        ledger.wait_rounds(1, alive=guest.check_alive)
+        last = vmsieve.save(guest.qmp_path) if elsewhere else later
+        guest.kill()
+    serial = tmp_path / "second"
+    vmsieve.restore(first["checkpoint"], serial, "--instead")
+    Ledger(Serial(serial)).wait_rounds(1)
+    if elsewhere:  # of the chain only the two ends are to be seen
+        overlays_of(later)[0].rename(tmp_path / "away")
+        vmsieve.json("rm", later["checkpoint"])
+    untidy = vmsieve.json("rm", first["checkpoint"])["untidy_disks"]
+    given_up = [pathlib.Path(one["file"]) for one in untidy if "needed" in one["reason"]]
+    assert given_up == overlays_of(first) and given_up[0].exists()
+    if elsewhere:
+        (tmp_path / "away").rename(overlays_of(later)[0])
+    back = vmsieve.restore(last["checkpoint"], tmp_path / "third", "--disk-temporary")
+    Ledger(Serial(tmp_path / "third")).wait_rounds(2)
+    vmsieve.kill(back["pid"])
+    # Nobody has taken the place of what the VM wrote after the last one: that is its owner's to remove.
+    vmsieve.json("rm", last["checkpoint"])
+    for overlay in overlays_of(last) if last["disks"]["way"] == "snapshot" else []:
+        overlay.unlink()
+    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    assert files_in(folder) == {"a.qcow2"}
+    Ledger(Serial(serial)).wait_rounds(1)
+
+
+def test_restarts_by_a_watch_do_not_make_chains_longer(vmsieve, tmp_path, folder):
+    path = image(folder / "a.qcow2")
+    serial = tmp_path / "again.serial"
+    with guest_with([path], folder=tmp_path / "guest") as guest:
+        Ledger(guest.serial).wait_rounds(1, alive=guest.check_alive)
+        with Watching(vmsieve, guest.qmp_path, "--every", "2s", "--keep", 2, "--restart", "--set",
+                      f"serial=file:{serial}") as watch:
+            pid = guest.pid
+            for _ in range(4):
+                saved = [watch.next("saved") for _ in range(3)]
+                end_process(pid)
+                restarted = watch.next("restarted")
+                pid = restarted["pid"]
+                assert restarted["abandoned"] == [disk["overlay"] for disk in saved[-1]["disks"]["disks"]] or \
+                    restarted["checkpoint"] != saved[-1]["checkpoint"]
+                time.sleep(8)  # one that ends within ten seconds is not brought back before these are over
+            for _ in range(4):
+                watch.next("saved")
+            assert watch.end()[0] == 0
+            vmsieve.json("disk", "tidy")
+            assert len(backing_files_of(pid, folder)) <= 3, backing_files_of(pid, folder)
+            assert len(files_in(folder)) <= 3, files_in(folder)
+            Ledger(Serial(serial)).wait_rounds(1)
+            for entry in vmsieve.json("log")["checkpoints"]:
+                runs_clean(vmsieve, tmp_path, entry["checkpoint"], entry["checkpoint"])
 
 
 # ---- death -----------------------------------------------------------------

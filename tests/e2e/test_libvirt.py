@@ -425,6 +425,30 @@ def test_the_domain_is_back_on_its_images(vmsieve, libvirt, disks):
         check_file_system(path, libvirt.folder).unlink()
 
 
+def test_a_domain_that_takes_its_own_place_is_back_on_its_images(vmsieve, libvirt, disks):
+    ledger = start_on(libvirt, disks)
+    ledger.wait_rounds(1)
+    saved = vmsieve.save("libvirt:db")
+    ledger.wait_rounds(1)
+    libvirt.virsh("destroy", "db")
+    back = vmsieve.json("restore", saved["checkpoint"], "--instead")
+    assert "warnings" not in back and back["abandoned"] == [str(path) for path in files_of(saved)]
+    is_on(libvirt, [pathlib.Path(path) for path in back["disks"]])
+    ledger.wait_rounds(2)
+    again = vmsieve.save("libvirt:db")
+    assert vmsieve.json("rm", saved["checkpoint"])["untidy_disks"] == []
+    is_on(libvirt, files_of(again))
+    assert set(disks[0].parent.iterdir()) == {*disks, *files_of(again)}
+    ledger.wait_rounds(1)
+    assert vmsieve.json("rm", again["checkpoint"])["untidy_disks"] == []
+    is_on(libvirt, disks)
+    assert set(disks[0].parent.iterdir()) == set(disks)
+    ledger.wait_rounds(2)
+    libvirt.virsh("destroy", "db")
+    libvirt.virsh("start", "db")
+    is_on(libvirt, disks)
+
+
 def test_a_save_that_is_killed_leaves_the_domain_and_its_disks(vmsieve, libvirt, disks):
     moments = random_moments()
     ledger = start_on(libvirt, disks)

@@ -24,7 +24,8 @@ void decode(const std::string& text) {
   const auto record = decode_disks(text);
   if (!record.ok()) return;
   VMSIEVE_CHECK(is_checkpoint_id(record->checkpoint));
-  for (const auto* paths : {&record->children, &record->merged, &record->renamed, &record->leaving})
+  for (const auto* paths :
+       {&record->children, &record->abandoned, &record->merged, &record->renamed, &record->leaving})
     std::ranges::for_each(*paths, check_path);
   for (const SavedDisk& disk : record->disks) {
     check_path(disk.image);

@@ -49,6 +49,7 @@ DiskRecord example_record() {
        .snapshot = "",
        .chain = {"/dev/vg0/data"}}};
   record.children = {"/images/web.vmsieve-0123456789abcdef.1a2b3c4d.qcow2", "/tmp/second"};
+  record.abandoned = {"/images/abandoned"};
   record.merged = {"/images/merged"};
   record.renamed = {"/images/renamed"};
   record.leaving = {"/images/leaving"};
@@ -109,14 +110,17 @@ TEST(DiskRecord, DecodingGivesWhatWasEncoded) {
   EXPECT_THAT(decoded->merged, ElementsAre("/images/merged"));
   EXPECT_THAT(decoded->renamed, ElementsAre("/images/renamed"));
   EXPECT_THAT(decoded->leaving, ElementsAre("/images/leaving"));
+  EXPECT_THAT(decoded->abandoned, ElementsAre("/images/abandoned"));
 }
 
-TEST(DiskRecord, AnOlderOneKnowsNothingOfWhatIsBelow) {
+TEST(DiskRecord, AnOlderOneKnowsNothingOfWhatIsBelowOrAbandoned) {
   Json json = example_json();
+  json.erase("abandoned");
   for (Json& disk : json["disks"]) disk.erase("below");
   const auto decoded = decode_disks(with_header(json.dump()));
   ASSERT_TRUE(decoded.ok()) << decoded.error().message();
   EXPECT_THAT(decoded->disks[0].below, IsEmpty());
+  EXPECT_THAT(decoded->abandoned, IsEmpty());
 }
 
 TEST(DiskRecord, WhatIsBelowHasAPathAndAPrint) {
@@ -157,14 +161,15 @@ TEST(DiskRecord, PathsAndNamesMayHoldAnyBytesThatFilesMay) {
     paths.push_back(path);
   }
   DiskRecord record = example_record();
-  record.children = record.merged = record.renamed = record.leaving = record.disks[0].chain = paths;
+  record.children = record.abandoned = record.merged = record.renamed = record.leaving =
+      record.disks[0].chain = paths;
   record.disks[0].image = "/\xff\xfe/image";
   record.disks[0].overlay = "/\x80";
   record.disks[0].device = record.disks[0].qdev = record.disks[0].snapshot = "\xff";
   const auto decoded = decode_disks(encode_disks(record));
   ASSERT_TRUE(decoded.ok()) << decoded.error().message();
-  for (const auto* list :
-       {&decoded->children, &decoded->merged, &decoded->renamed, &decoded->leaving, &decoded->disks[0].chain})
+  for (const auto* list : {&decoded->children, &decoded->abandoned, &decoded->merged, &decoded->renamed,
+                           &decoded->leaving, &decoded->disks[0].chain})
     EXPECT_EQ(*list, paths);
   EXPECT_EQ(decoded->disks[0].image, "/\xff\xfe/image");
   EXPECT_EQ(decoded->disks[0].overlay, "/\x80");
@@ -267,7 +272,8 @@ TEST(DiskRecord, EveryMemberMustBeThere) {
   for (const auto& [pointer, path] : parents) {
     const Json::json_pointer parent{pointer};
     for (const auto& [name, value] : example[parent].items()) {
-      if (name == "below") continue;  // AnOlderOneKnowsNothingOfWhatIsBelow
+      // AnOlderOneKnowsNothingOfWhatIsBelowOrAbandoned
+      if (name == "below" || name == "abandoned") continue;
       Json json = example;
       json[parent].erase(name);
       const Error error = error_of(with_header(json.dump()));
@@ -312,7 +318,7 @@ TEST(DiskRecord, EveryPathIsAbsolute) {
           << wrong;
     EXPECT_THAT(fault_with("/disks/0/chain/1", wrong),
                 HasSubstr("disks[0].chain: an element is no absolute path"));
-    for (const char* member : {"children", "merged", "renamed", "leaving"})
+    for (const char* member : {"children", "abandoned", "merged", "renamed", "leaving"})
       EXPECT_THAT(fault_with(fmt::format("/{}/0", member), wrong),
                   HasSubstr(fmt::format("{}: an element is no absolute path", member)))
           << wrong;
