@@ -54,7 +54,7 @@ fi
 
 if wanted deps; then
   step "installing what is missing"
-  scripts/install-deps.sh
+  if ((long)); then scripts/install-deps.sh --long; else scripts/install-deps.sh; fi
   if ((long)); then scripts/lab.sh matrix; else scripts/lab.sh all; fi
 fi
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs the Debian packages that building, testing and the demo need.
+# Installs the Debian packages that building, testing and the demo need; with --long, also those of the long tests.
 # When none is missing it neither touches the network nor needs root.
 set -euo pipefail
 
@@ -15,6 +15,8 @@ run=(qemu-system-x86 qemu-system-arm qemu-efi-aarch64 qemu-utils
      python3 python3-pytest python3-pytest-xdist procps strace
      makedumpfile python3-drgn patchelf
      libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients)
+long=(ceph-mon ceph-osd ceph-common qemu-block-extra)
+[[ ${1:-} == --long ]] && run+=("${long[@]}")
 
 # One dpkg-query for all: the usual case, nothing missing, must cost nothing.
 installed=$(dpkg-query -W -f='${Package} ${db:Status-Status}\n' \

@@ -75,14 +75,43 @@ Result<void> wait_for_job(QmpClient& qmp, const std::string& job, const Progress
 std::string DiskPoint::node(u64 number) const { return overlay_node(options_.checkpoint, number); }
 std::string DiskPoint::job(u64 number) const { return overlay_node(options_.checkpoint, number); }
 
+namespace {
+
+Error no_point_in(const WritableDisk& disk, std::string_view why, std::string_view advice) {
+  return make_error(ErrorKind::kUnsupported, "no point in time can be taken of the disk {} ({}): {}; {}",
+                    disk.device, disk.file, why, advice);
+}
+
+Error no_point_in(const WritableDisk& disk, std::string_view why) {
+  return no_point_in(disk, why, "save with --disk none, and care for the disks by other means");
+}
+
+}  // namespace
+
+Result<SavedDisk> DiskPoint::describe_in_cluster(SavedDisk saved, const RbdImage& image,
+                                                 const WritableDisk& disk) const {
+  if (options_.way != DiskWay::kInternal)
+    return no_point_in(disk, "it is in no local file",
+                       "save with --disk internal: the cluster keeps a snapshot");
+  if (options_.libvirt)
+    return no_point_in(disk, "it is in no local file, and libvirt knows it by its network");
+  if (saved.format != "raw") return no_point_in(disk, "it is a qcow2 image in a cluster");
+  if (image.has_secret)
+    return no_point_in(disk, "its key is known to this QEMU alone",
+                       "give the key in the cluster's keyring, or save with --disk none");
+  if (image.is_only_part || image.is_snapshot) return no_point_in(disk, "it is only a part of its image");
+  saved.image = image.name;
+  saved.source = image.options;
+  saved.snapshot = "vmsieve-" + options_.checkpoint;
+  saved.chain = {image.name};
+  return saved;
+}
+
 Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) const {
   const auto unless = [&](std::string_view why, std::string_view advice) {
-    return make_error(ErrorKind::kUnsupported, "no point in time can be taken of the disk {} ({}): {}; {}",
-                      disk.device, disk.file, why, advice);
+    return no_point_in(disk, why, advice);
   };
-  const auto cannot = [&](std::string_view why) {
-    return unless(why, "save with --disk none, and care for the disks by other means");
-  };
+  const auto cannot = [&](std::string_view why) { return no_point_in(disk, why); };
   SavedDisk saved{.device = disk.drive,
                   .qdev = disk.qdev,
                   .image = "",
@@ -94,9 +123,10 @@ Result<SavedDisk> DiskPoint::describe(const WritableDisk& disk, u64 number) cons
                   .snapshot = "",
                   .chain = {}};
   // A node of a file without a format's over it is the raw content.
-  if (disk.driver == "file" || disk.driver == "host_device") saved.format = "raw";
+  if (disk.driver == "file" || disk.driver == "host_device" || disk.driver == "rbd") saved.format = "raw";
   if (saved.format != "raw" && saved.format != "qcow2")
     return cannot(fmt::format("its topmost node is of the driver {}", disk.driver));
+  if (const auto image = rbd_image(disk.file)) return describe_in_cluster(std::move(saved), *image, disk);
   const auto path = image_path(disk.file);
   if (!path) return cannot("it is in no local file");
   if (is_part_of_a_file(disk.file)) return cannot("it is only a part of its file");
@@ -285,6 +315,7 @@ Result<DiskRecord> DiskPoint::finish(const ProgressFunction& progress) {
     VMSIEVE_TRY(close_nodes());
   } else {
     for (SavedDisk& disk : record_.disks) {
+      if (!disk.source.empty()) continue;
       VMSIEVE_TRY(sync_file(disk.image));
       VMSIEVE_ASSIGN(disk.print, print_of(disk.image));
       // It goes on changing.

@@ -12,6 +12,7 @@
 #include "vmsieve/image/disk_record.h"
 #include "vmsieve/qemu/machine.h"
 #include "vmsieve/qemu/qmp.h"
+#include "vmsieve/qemu/rbd_image.h"
 
 namespace vmsieve {
 
@@ -58,6 +59,8 @@ class DiskPoint {
  private:
   DiskPoint(QmpClient& qmp, DiskPointOptions options) : qmp_(qmp), options_(std::move(options)) {}
   Result<SavedDisk> describe(const WritableDisk& disk, u64 number) const;
+  Result<SavedDisk> describe_in_cluster(SavedDisk saved, const RbdImage& image,
+                                        const WritableDisk& disk) const;
   Result<void> prepare_overlay(const WritableDisk& disk, const SavedDisk& saved, u64 number);
   Result<void> prepare_file_for_libvirt(const SavedDisk& saved);
   Result<void> prepare_libvirt();

@@ -16,6 +16,7 @@
 #include "vmsieve/disks/qemu_img.h"
 #include "vmsieve/disks/vm_chain.h"
 #include "vmsieve/qemu/qmp_wire.h"
+#include "vmsieve/qemu/rbd_image.h"
 
 namespace vmsieve {
 
@@ -245,7 +246,21 @@ class Tidy {
 
   // ---- a snapshot in an image ----------------------------------------
 
+  /// The cluster does it, whoever has the image open.
+  static Result<void> remove_snapshot_in_cluster(const SavedDisk& disk) {
+    VMSIEVE_ASSIGN(const std::string image, rbd_filename(disk.source, ""));
+    auto removed = run_qemu_img({"snapshot", "-d", disk.snapshot, image});
+    if (removed.ok()) return {};
+    // QEMU's words of an image (block/rbd.c), and of a snapshot, that are gone.
+    const std::string words = removed.error().message();
+    const bool no_image = words.find("error reading header") != std::string::npos &&
+                          words.find("No such file") != std::string::npos;
+    if (no_image || words.find("snapshot not found") != std::string::npos) return {};
+    return removed.error();
+  }
+
   Result<void> remove_snapshot(DiskRecord& record, const SavedDisk& disk) {
+    if (!disk.source.empty()) return remove_snapshot_in_cluster(disk);
     if (is_gone(disk.image)) return {};
     const std::vector<pid_t> users = users_of(disk.image);
     if (users.empty()) {

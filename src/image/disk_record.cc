@@ -19,6 +19,10 @@ bool is_path(const std::string& path) {
   return path.starts_with('/') && path.find('\0') == std::string::npos;
 }
 
+bool is_in_a_cluster(const std::string& name) {
+  return name.starts_with("rbd:") && name.find('\0') == std::string::npos;
+}
+
 void get_paths(const JsonFields& fields, const char* name, std::vector<std::string>& paths) {
   fields.get(name, paths);
   if (!std::ranges::all_of(paths, is_path)) fields.fail(name, "an element is no absolute path");
@@ -56,7 +60,10 @@ SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
   fields.get("device", disk.device);
   fields.get("qdev", disk.qdev);
   fields.get("image", disk.image);
-  if (!is_path(disk.image)) fields.fail("image", "it is no absolute path");
+  if (fields.has("source")) fields.get("source", disk.source);
+  const bool in_a_cluster = way == DiskWay::kInternal && !disk.source.empty();
+  if (in_a_cluster ? !is_in_a_cluster(disk.image) : !is_path(disk.image))
+    fields.fail("image", "it is no absolute path");
   fields.get("format", disk.format);
   if (disk.format != "raw" && disk.format != "qcow2") fields.fail("format", "it is neither raw nor qcow2");
   fields.get("virtual_bytes", disk.virtual_bytes);
@@ -68,7 +75,13 @@ SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
   if (has_overlay && !is_path(disk.overlay)) fields.fail("overlay", "it is no absolute path");
   fields.get("snapshot", disk.snapshot);
   if (way == DiskWay::kInternal && disk.snapshot.empty()) fields.fail("snapshot", "it is empty");
-  get_paths(fields, "chain", disk.chain);
+  if (in_a_cluster) {
+    fields.get("chain", disk.chain);
+    if (!std::ranges::all_of(disk.chain, is_in_a_cluster))
+      fields.fail("chain", "an element is in no cluster");
+  } else {
+    get_paths(fields, "chain", disk.chain);
+  }
   return disk;
 }
 
@@ -103,6 +116,7 @@ std::string encode_disks(const DiskRecord& record) {
                              {"overlay", json_text(disk.overlay)},
                              {"snapshot", json_text(disk.snapshot)},
                              {"chain", json_texts(disk.chain)}});
+    if (!disk.source.empty()) json["disks"].back()["source"] = json_text(disk.source);
   }
   json["children"] = json_texts(record.children);
   json["abandoned"] = json_texts(record.abandoned);

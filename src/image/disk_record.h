@@ -36,7 +36,10 @@ struct PrintedFile {
 struct SavedDisk {
   std::string device;  ///< QEMU's name of the drive; empty for one of -blockdev
   std::string qdev;    ///< path of the device that it is plugged into
-  std::string image;   ///< absolute path: holds what the disk held at the checkpoint
+  /// Absolute path: holds what the disk held at the checkpoint. Of one with a `source`: rbd:POOL/IMAGE.
+  std::string image;
+  /// kInternal: where the image is in no file, QEMU's options of its node, a JSON object: RbdImage::options.
+  std::string source = {};
   std::string format;  ///< of `image`: "raw", "qcow2"
   u64 virtual_bytes = 0;
   FilePrint print;  ///< of `image`
@@ -45,7 +48,7 @@ struct SavedDisk {
   std::vector<PrintedFile> below;
   /// kSnapshot: absolute path of the qcow2 file over `image` that the VM went on with.
   std::string overlay;
-  /// kInternal: the snapshot's name in `image`.
+  /// kInternal: the snapshot's name in the image.
   std::string snapshot;
   /// `image` and what it was backed by, at the checkpoint, absolute paths.
   std::vector<std::string> chain;

@@ -9,6 +9,7 @@
 
 #include "vmsieve/image/json_fields.h"
 #include "vmsieve/qemu/machine.h"
+#include "vmsieve/qemu/rbd_image.h"
 #include "vmsieve/restore/command_line.h"
 #include "vmsieve/restore/obstacles.h"
 #include "vmsieve/restore/option_parts.h"
@@ -128,10 +129,18 @@ class ImageReplacement {
 
  private:
   bool is(const std::string& written_path, const std::string& image) const {
+    if (const auto in_cluster = rbd_image(written_path)) return in_cluster->name == image;
     const auto path = image_path(written_path);
     if (!path) return false;
     return std::filesystem::path(resolve_path(*path, directory_)).lexically_normal() ==
            std::filesystem::path(image).lexically_normal();
+  }
+
+  /// Of a node that has no file's name.
+  static bool is_node_of(const std::optional<Json>& node, const std::string& image) {
+    if (!node) return false;
+    const auto in_cluster = rbd_image_of_node(node->dump(-1, ' ', false, Json::error_handler_t::replace));
+    return in_cluster && in_cluster->name == image;
   }
 
   bool replace_in(QemuOption& option, const std::string& image) {
@@ -151,7 +160,7 @@ class ImageReplacement {
   bool replace_in_drive(QemuOption& option, const std::string& image) {
     const OptionProperties properties{*option.value, implied_key("drive")};
     const std::string file = properties.get("file").value_or(properties.get("file.filename").value_or(""));
-    if (!is(file, image)) return false;
+    if (!is(file, image) && !is_node_of(blockdev_of(*option.value), image)) return false;
     std::vector<std::string> parts;
     for (const std::string& part : split_parts(*option.value)) {
       if (!is_of_the_image(part_key(part, false, ""))) parts.push_back(part);
@@ -165,13 +174,15 @@ class ImageReplacement {
   bool replace_in_blockdev(QemuOption& option, const std::string& image) {
     const auto node = blockdev_of(*option.value);
     if (!node) return false;
-    if (is_file_driver(text_of(*node, "driver"))) {
-      if (!is(text_of(*node, "filename"), image)) return false;
+    const std::string driver = text_of(*node, "driver");
+    if (is_file_driver(driver) || driver == "rbd") {
+      if (!is(text_of(*node, "filename"), image) && !is_node_of(node, image)) return false;
       replace_file_node(option, *node);
       return true;
     }
     const auto file = node->find("file");
-    if (file == node->end() || !file->is_object() || !is(text_of(*file, "filename"), image)) return false;
+    if (file == node->end() || !file->is_object()) return false;
+    if (!is(text_of(*file, "filename"), image) && !is_node_of(*file, image)) return false;
     Json inner = kept(*file, is_of_a_file);
     inner["driver"] = "file";
     inner["filename"] = overlay_;

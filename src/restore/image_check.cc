@@ -37,6 +37,8 @@ class ImageCheck {
   explicit ImageCheck(const Store& store) : store_(store) {}
 
   Result<void> check(const DiskRecord& record, const SavedDisk& disk) {
+    // A snapshot in a cluster is as it was; that it is there shows when it is opened.
+    if (!disk.source.empty()) return {};
     VMSIEVE_TRY(check_presence(disk.image, ""));
     // With a snapshot inside it, the VM may go on with it.
     if (record.way != DiskWay::kInternal) {

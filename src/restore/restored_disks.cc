@@ -9,6 +9,7 @@
 
 #include "vmsieve/disks/image_file.h"
 #include "vmsieve/disks/qemu_img.h"
+#include "vmsieve/qemu/rbd_image.h"
 #include "vmsieve/restore/image_check.h"
 
 namespace vmsieve {
@@ -30,7 +31,10 @@ Result<DiskRecord> read_record(const Store& store, const std::string& id) {
 
 Result<void> make_overlay(const DiskRecord& record, const SavedDisk& disk, const std::string& overlay,
                           bool copied_out) {
-  if (record.way == DiskWay::kInternal) {
+  if (!disk.source.empty()) {
+    VMSIEVE_ASSIGN(const std::string snapshot, rbd_filename(disk.source, disk.snapshot));
+    VMSIEVE_TRY(run_qemu_img({"convert", "-q", "-O", "qcow2", snapshot, overlay}));
+  } else if (record.way == DiskWay::kInternal) {
     // What a snapshot holds can only be copied out; its blocks do not change while it is there.
     VMSIEVE_TRY(run_qemu_img({"convert", "-q", "-U", "-f", "qcow2", "-O", "qcow2", "-l",
                               "snapshot.name=" + disk.snapshot, disk.image, overlay}));
@@ -108,6 +112,11 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
     for (u64 i = 0; i < now.disks.size(); ++i) {
       SavedDisk disk = now.disks[i];
       std::string beside = disk.image;
+      if (!disk.source.empty() && options.folder.empty())
+        return make_error(
+            ErrorKind::kUsage,
+            "the disk {} is in no folder: say with --disk-folder where the restored guest's goes",
+            disk.image);
       if (now.way == DiskWay::kCopy) {
         // Not into the store, which is for checkpoints alone.
         VMSIEVE_ASSIGN(disk.image, store.object_path(id, disk_object(i)));

@@ -20,6 +20,10 @@ void check_path(const std::string& path) {
   VMSIEVE_CHECK(path.starts_with('/') && path.find('\0') == std::string::npos);
 }
 
+void check_name_in_cluster(const std::string& name) {
+  VMSIEVE_CHECK(name.starts_with("rbd:") && name.find('\0') == std::string::npos);
+}
+
 void decode(const std::string& text) {
   const auto record = decode_disks(text);
   if (!record.ok()) return;
@@ -28,8 +32,10 @@ void decode(const std::string& text) {
        {&record->children, &record->abandoned, &record->merged, &record->renamed, &record->leaving})
     std::ranges::for_each(*paths, check_path);
   for (const SavedDisk& disk : record->disks) {
-    check_path(disk.image);
-    std::ranges::for_each(disk.chain, check_path);
+    const bool in_a_cluster = record->way == DiskWay::kInternal && !disk.source.empty();
+    const auto check_image = in_a_cluster ? check_name_in_cluster : check_path;
+    check_image(disk.image);
+    std::ranges::for_each(disk.chain, check_image);
     if (record->way == DiskWay::kSnapshot || !disk.overlay.empty()) check_path(disk.overlay);
     VMSIEVE_CHECK(record->way != DiskWay::kInternal || !disk.snapshot.empty());
     VMSIEVE_CHECK(disk.format == "raw" || disk.format == "qcow2");

@@ -123,6 +123,37 @@ TEST(DiskRecord, AnOlderOneKnowsNothingOfWhatIsBelowOrAbandoned) {
   EXPECT_THAT(decoded->abandoned, IsEmpty());
 }
 
+TEST(DiskRecord, AnImageInAClusterHasANameAndItsOptions) {
+  DiskRecord record = example_record();
+  record.way = DiskWay::kInternal;
+  record.disks.resize(1);
+  SavedDisk& disk = record.disks[0];
+  disk.image = "rbd:vms/web";
+  disk.source = R"({"driver":"rbd","pool":"vms","image":"web"})";
+  disk.chain = {disk.image};
+  disk.overlay.clear();
+  const auto decoded = decode_disks(encode_disks(record));
+  ASSERT_TRUE(decoded.ok()) << decoded.error().message();
+  EXPECT_EQ(decoded->disks[0].source, disk.source);
+  EXPECT_EQ(decoded->disks[0].image, disk.image);
+  EXPECT_EQ(decoded->disks[0].chain, disk.chain);
+  for (const auto& [member, wrong] :
+       std::vector<std::pair<const char*, Json>>{{"image", "/vms/web"},
+                                                 {"image", ""},
+                                                 {"chain", Json::array({"/vms/web"})},
+                                                 {"source", ""},
+                                                 {"source", 7}}) {
+    const std::string text = encode_disks(record);
+    Json json = Json::parse(text.substr(text.find('\n')));
+    json["disks"][0][member] = wrong;
+    EXPECT_EQ(error_of(with_header(json.dump())).kind(), ErrorKind::kDamaged) << member << wrong;
+  }
+  // Of another way it would be taken for a file.
+  record.way = DiskWay::kSnapshot;
+  disk.overlay = "/overlay";
+  EXPECT_THAT(error_of(encode_disks(record)).message(), HasSubstr("disks[0].image"));
+}
+
 TEST(DiskRecord, WhatIsBelowHasAPathAndAPrint) {
   EXPECT_THAT(fault_with("/disks/0/below", 7), HasSubstr("below"));
   EXPECT_THAT(fault_with("/disks/0/below/0/path", "base.raw"), HasSubstr("below[0].path"));

@@ -335,6 +335,33 @@ TEST(ReplaceImage, NodesThatOthersHaveTooStay) {
                   "-device", "virtio-blk-pci,drive=b"));
 }
 
+TEST(ReplaceImage, AnImageInAClusterHoweverItIsWritten) {
+  const Strings chain = {"rbd:vms/web"};
+  EXPECT_EQ(replaced_in("drive", "file=rbd:vms/web:conf=/etc/c,format=raw,if=virtio", chain),
+            "if=virtio,file=/overlays/new.qcow2,format=qcow2");
+  EXPECT_EQ(
+      replaced_in("drive", "if=none,id=d,format=raw,file.driver=rbd,file.pool=vms,file.image=web", chain),
+      "if=none,id=d,file=/overlays/new.qcow2,format=qcow2");
+  EXPECT_EQ(replaced_in("drive", "file=rbd:vms/web2,if=virtio", chain), "");
+  EXPECT_EQ(replaced_in("drive", "file=rbd:vms/web,if=virtio"), "");
+  const Json bare = Json::parse(replaced_in(
+      "blockdev", R"({"driver":"rbd","node-name":"d","pool":"vms","image":"web","cache":{"direct":true}})",
+      chain));
+  EXPECT_EQ(bare,
+            Json({{"driver", "qcow2"},
+                  {"node-name", "d"},
+                  {"cache", {{"direct", true}}},
+                  {"file", {{"driver", "file"}, {"filename", kOverlay}, {"cache", {{"direct", true}}}}}}));
+  EXPECT_EQ(
+      replaced_in("blockdev", "driver=raw,node-name=d,file.driver=rbd,file.pool=vms,file.image=web", chain),
+      "driver=qcow2,file.driver=file,file.filename=/overlays/new.qcow2,node-name=d");
+  EXPECT_EQ(replaced({"-blockdev", "driver=rbd,node-name=f,pool=vms,image=web", "-blockdev",
+                      "driver=raw,node-name=d,file=f"},
+                     chain),
+            (Strings{"-blockdev", "driver=file,filename=/overlays/new.qcow2,node-name=f", "-blockdev",
+                     "driver=qcow2,file=f,node-name=d"}));
+}
+
 TEST(ReplaceImage, DriveOfAFileInJson) {
   EXPECT_EQ(
       replaced_in("drive", R"(if=virtio,file=json:{"driver":"qcow2",,"file":{"driver":"file",,"filename":)"
