@@ -4,31 +4,22 @@
 #include <fcntl.h>
 
 #include "vmsieve/capture/unseen_writes.h"
-#include "vmsieve/qemu/qmp_wire.h"
+#include "vmsieve/qemu/given_descriptor.h"
 #include "vmsieve/qemu/remote_userfaultfd.h"
 
 namespace vmsieve {
 
 namespace {
 
-using Json = nlohmann::json;
-
-constexpr u64 kMaxDescriptor = u64{1} << 30;
-
 /// For a QEMU that has no right to a userfaultfd of its own, as under libvirt: we open the device that makes
 /// them, and pass it.
 Result<UniqueFd> take_by_device(AttachedVm& vm) {
   VMSIEVE_ASSIGN(const UniqueFd device, open_file("/dev/userfaultfd", O_RDWR));
-  VMSIEVE_ASSIGN(const Json added,
-                 vm.qmp->execute("add-fd", Json::object(), QmpClient::kDefaultTimeout, device.get()));
-  const auto set = json_u64(added, "fdset-id");
-  const auto number = json_u64(added, "fd");
-  if (!set || !number || *number > kMaxDescriptor)
-    return make_error(ErrorKind::kDamaged, "QEMU's answer to add-fd names no descriptor");
-  auto taken = take_userfaultfd(vm.process.pid, static_cast<int>(*number));
-  auto removed = vm.qmp->execute("remove-fd", Json{{"fdset-id", *set}});
+  VMSIEVE_ASSIGN(const GivenDescriptor given, give_descriptor(*vm.qmp, device.get()));
+  auto taken = take_userfaultfd(vm.process.pid, static_cast<int>(given.number));
+  const auto taken_back = take_back_descriptor(*vm.qmp, given);
   if (!taken.ok()) return taken.error();
-  if (!removed.ok()) return removed.error();
+  VMSIEVE_TRY(taken_back);
   return std::move(*taken);
 }
 

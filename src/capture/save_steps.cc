@@ -11,6 +11,7 @@
 #include "vmsieve/base/clock.h"
 #include "vmsieve/capture/base_layer.h"
 #include "vmsieve/capture/run_layers.h"
+#include "vmsieve/qemu/given_descriptor.h"
 #include "vmsieve/store/memory_writer.h"
 
 namespace vmsieve {
@@ -63,6 +64,7 @@ Result<void> attach_and_describe(Save& save, const VmAddress& address) {
   }
   VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
   VMSIEVE_TRY(check_migratable(*save.vm.qmp));
+  VMSIEVE_TRY(take_back_left_descriptors(*save.vm.qmp));
   return describe_machine(save);
 }
 

@@ -254,15 +254,13 @@ Result<void> DiskPoint::prepare_overlay(const WritableDisk& disk, const SavedDis
 Result<void> DiskPoint::prepare_copy(const WritableDisk& disk, const SavedDisk& saved, u64 number) {
   VMSIEVE_ASSIGN(const UniqueFd file, options_.copy_file(number));
   // As a descriptor: QEMU may be another user's, and see other folders.
-  VMSIEVE_ASSIGN(const Json added, qmp_.execute("add-fd", Json::object(), kBlockTimeout, file.get()));
-  const auto set = json_u64(added, "fdset-id");
-  if (!set) return Error(ErrorKind::kDamaged, "QEMU's answer to add-fd lacks what it must hold");
-  fdsets_.push_back(*set);
+  VMSIEVE_ASSIGN(const GivenDescriptor given, give_descriptor(qmp_, file.get(), kBlockTimeout));
+  given_.push_back(given);
   const std::string file_node = overlay_file_node(options_.checkpoint, number);
   VMSIEVE_TRY(qmp_.execute("blockdev-add",
                            Json{{"driver", "file"},
                                 {"node-name", file_node},
-                                {"filename", fmt::format("/dev/fdset/{}", *set)},
+                                {"filename", fmt::format("/dev/fdset/{}", given.set)},
                                 {"locking", "off"}},
                            kBlockTimeout));
   nodes_.push_back(file_node);
@@ -340,8 +338,8 @@ Result<void> DiskPoint::close_nodes() {
     nodes_.pop_back();
     VMSIEVE_TRY(qmp_.execute("blockdev-del", Json{{"node-name", name}}, kBlockTimeout));
   }
-  for (const u64 set : fdsets_) (void)qmp_.execute("remove-fd", Json{{"fdset-id", set}});
-  fdsets_.clear();
+  for (const GivenDescriptor& given : given_) (void)take_back_descriptor(qmp_, given);
+  given_.clear();
   return {};
 }
 

@@ -10,6 +10,7 @@
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/image/disk_record.h"
+#include "vmsieve/qemu/given_descriptor.h"
 #include "vmsieve/qemu/machine.h"
 #include "vmsieve/qemu/qmp.h"
 #include "vmsieve/qemu/rbd_image.h"
@@ -77,7 +78,7 @@ class DiskPoint {
   std::string libvirts_snapshot_;   ///< what libvirt is to do instead
   std::vector<std::string> nodes_;  ///< made by us, the uppermost last
   std::vector<std::string> files_;  ///< of overlays
-  std::vector<u64> fdsets_;
+  std::vector<GivenDescriptor> given_;
   bool taken_ = false;
 };
 

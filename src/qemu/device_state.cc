@@ -2,6 +2,7 @@
 #include <fcntl.h>
 
 #include "vmsieve/base/fd.h"
+#include "vmsieve/qemu/given_descriptor.h"
 #include "vmsieve/qemu/machine.h"
 
 namespace vmsieve {
@@ -41,19 +42,16 @@ Result<std::vector<std::byte>> save_device_state(QmpClient& qmp) {
   // (monitor/fds.c, monitor_fdset_dup_fd_add).
   VMSIEVE_ASSIGN(const UniqueFd writer, open_file(fmt::format("/proc/self/fd/{}", memory.get()), O_WRONLY));
 
-  VMSIEVE_ASSIGN(const Json added,
-                 qmp.execute("add-fd", Json::object(), QmpClient::kDefaultTimeout, writer.get()));
-  const auto set = json_u64(added, "fdset-id");
-  if (!set) return make_error(ErrorKind::kDamaged, "QEMU's answer to add-fd names no fdset");
+  VMSIEVE_ASSIGN(const GivenDescriptor given, give_descriptor(qmp, writer.get()));
 
   // Nothing to do with Xen: all vmstate sections except RAM. On a stopped machine `live` true would
   // also give up the disks (migration/savevm.c, qmp_xen_save_devices_state).
   auto saved =
       qmp.execute("xen-save-devices-state",
-                  Json{{"filename", fmt::format("/dev/fdset/{}", *set)}, {"live", false}}, kSaveTimeout);
-  auto removed = qmp.execute("remove-fd", Json{{"fdset-id", *set}});
+                  Json{{"filename", fmt::format("/dev/fdset/{}", given.set)}, {"live", false}}, kSaveTimeout);
+  const auto taken_back = take_back_descriptor(qmp, given);
   if (!saved) return saved.error();
-  if (!removed) return removed.error();
+  VMSIEVE_TRY(taken_back);
   return read_back(memory.get());
 }
 

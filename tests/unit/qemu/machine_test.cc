@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "vmsieve/qemu/machine.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <fstream>
 
@@ -8,6 +10,8 @@
 #include <gtest/gtest.h>
 
 #include "unit/qemu/real_qemu.h"
+#include "vmsieve/base/fd.h"
+#include "vmsieve/qemu/given_descriptor.h"
 
 namespace vmsieve {
 namespace {
@@ -136,6 +140,30 @@ TEST_P(Machine, SavingDeviceStateLeavesNoDescriptorInQemu) {
   const auto sets = qmp_->execute("query-fdsets");
   ASSERT_TRUE(sets);
   EXPECT_TRUE(sets->empty()) << sets->dump();
+}
+
+TEST_P(Machine, ADescriptorOfAKilledOneIsTakenBackAndNoOther) {
+  START({"-M", "q35", "-m", "64"});
+  const auto file = open_file("/dev/null", O_RDWR);
+  ASSERT_TRUE(file);
+  const auto left = give_descriptor(*qmp_, file->get());
+  ASSERT_TRUE(left) << left.error().message();
+  for (const QmpClient::Json& others : {QmpClient::Json::object(), QmpClient::Json{{"opaque", "somebody"}}})
+    ASSERT_TRUE(qmp_->execute("add-fd", others, QmpClient::kDefaultTimeout, file->get()));
+  // Each has a mark: whoever looks at it may rely on that.
+  auto sets = qmp_->execute("query-fdsets");
+  ASSERT_TRUE(sets && sets->size() == 3);
+  const auto marked = [&] {
+    return std::ranges::count_if(*sets, [](const QmpClient::Json& set) {
+      return set["fds"].size() == 1 && set["fds"][0].value("opaque", "") == "vmsieve";
+    });
+  };
+  EXPECT_EQ(marked(), 1);
+  ASSERT_TRUE(take_back_left_descriptors(*qmp_));
+  sets = qmp_->execute("query-fdsets");
+  ASSERT_TRUE(sets);
+  EXPECT_EQ(sets->size(), 2u) << sets->dump();
+  EXPECT_EQ(marked(), 0);
 }
 
 TEST_P(Machine, DeviceStateIsReadFromASandboxedQemu) {
