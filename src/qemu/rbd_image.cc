@@ -92,7 +92,9 @@ std::optional<RbdImage> image_of(const Json& node, bool is_only_part) {
                                                      "auth-client-required", "server", "=keyvalue-pairs"});
   Json kept = Json::object();
   for (const char* key : kKept) {
-    if (const auto it = node.find(key); it != node.end() && *it != "") kept[key] = *it;
+    const auto it = node.find(key);
+    const bool says_nothing = it == node.end() || (it->is_string() && text_of(node, key).empty());
+    if (!says_nothing) kept[key] = *it;
   }
   image.options = text_of(kept);
   return image;
