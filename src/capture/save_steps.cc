@@ -11,6 +11,7 @@
 #include "vmsieve/base/clock.h"
 #include "vmsieve/capture/base_layer.h"
 #include "vmsieve/capture/run_layers.h"
+#include "vmsieve/disks/image_file.h"
 #include "vmsieve/qemu/given_descriptor.h"
 #include "vmsieve/store/memory_writer.h"
 
@@ -76,13 +77,21 @@ Result<void> check_same_memory(Save& save) {
 
 namespace {
 
+bool names(const std::vector<std::string>& command_line, const std::string& text) {
+  return std::ranges::any_of(
+      command_line, [&](const std::string& argument) { return argument.find(text) != std::string::npos; });
+}
+
+/// A restore puts a disk in the place of what the command line names.
+bool is_named(const std::vector<std::string>& command_line, const SavedDisk& disk) {
+  return std::ranges::any_of(disk.chain, [&](const std::string& path) {
+    return names(command_line, path.substr(path.rfind('/') + 1));  // it may be a relative one
+  });
+}
+
 /// Of the chain of the checkpoint after which a VM went on with `overlay`, what its command line names.
 std::vector<std::string> earlier_chain(const Store& store, const std::string& overlay,
                                        const std::vector<std::string>& command_line) {
-  const auto is_named = [&](const std::string& path) {
-    return std::any_of(command_line.begin(), command_line.end(),
-                       [&](const std::string& argument) { return argument.find(path) != std::string::npos; });
-  };
   const auto ids = store.disk_records();
   if (!ids) return {};
   for (const auto* list : {&ids->checkpoints, &ids->forsaken}) {
@@ -93,7 +102,7 @@ std::vector<std::string> earlier_chain(const Store& store, const std::string& ov
       for (const SavedDisk& disk : record->disks) {
         if (disk.overlay != overlay) continue;
         std::vector<std::string> named = disk.chain;
-        std::erase_if(named, [&](const std::string& path) { return !is_named(path); });
+        std::erase_if(named, [&](const std::string& path) { return !names(command_line, path); });
         return named;
       }
     }
@@ -126,11 +135,22 @@ Result<void> prepare_disks(Save& save, const Store& store, CheckpointWriter& che
            .libvirt = !save.manifest.libvirt.xml.empty(),
            .note = [&](const DiskRecord& record) { return checkpoint.note_disks(encode_disks(record)); },
            .earlier_chain =
-               [&](const std::string& overlay) {
-                 return earlier_chain(store, overlay, save.vm.process.arguments);
+               [&](const std::string& file) {
+                 auto chain = earlier_chain(store, file, save.vm.process.arguments);
+                 // One that nobody else can be meant by; of several, which is whose cannot be told.
+                 const auto gone = gone_overlays_in(save.vm.process.arguments, file);
+                 if (chain.empty() && gone.size() == 1) chain = gone;
+                 return chain;
                },
            .copy_file = [&](u64 number) { return checkpoint.create_file(disk_object(number)); }}));
   save.manifest.disks = to_string(*way);
+  for (const SavedDisk& disk : save.disk_point->record().disks) {
+    if (!save.manifest.libvirt.xml.empty() || !disk.source.empty()) break;
+    if (is_named(save.vm.process.arguments, disk)) continue;
+    save.warnings.push_back(fmt::format(
+        "the VM's command line does not name its disk {}: a restore will need --disks-as-they-are, and --set",
+        disk.image));
+  }
   return {};
 }
 

@@ -265,11 +265,11 @@ void add_restore(CLI::App& app, int& status) {
   command->add_flag("--stopped", options->stopped, "leave the guest stopped");
   add_starting_options(*command, options->starting);
   command
-      ->add_flag(
-          "--instead", options->restore.disks.instead,
-          "the guest takes the place of the VM that was saved, which has ended: what that one wrote to "
-          "its disks after the checkpoint is removed with the checkpoint, and the disks are then put "
-          "back together")
+      ->add_flag("--instead", options->restore.disks.instead,
+                 "the guest takes the place of the VM that was saved, which has ended, at its newest "
+                 "checkpoint: what that one wrote to "
+                 "its disks after the checkpoint is removed with the checkpoint, and the disks are then put "
+                 "back together")
       ->excludes("--clone")
       ->excludes("--disk-temporary")
       ->excludes("--disks-as-they-are");

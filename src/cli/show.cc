@@ -68,8 +68,8 @@ DiskRecord read_disks(const Store& store, const Manifest& m) {
   const auto text = store.read_disks(m.id);
   auto record = text ? decode_disks(*text) : Result<DiskRecord>{text.error()};
   if (!record) return {};
-  for (auto* paths : {&record->children, &record->abandoned})
-    std::erase_if(*paths, [](const std::string& path) { return !file_exists(path); });
+  std::erase_if(record->children, [](const std::string& child) { return !file_exists(child); });
+  std::erase_if(record->abandoned, [](const PrintedFile& file) { return !file_exists(file.path); });
   for (SavedDisk& disk : record->disks) {
     if (auto chain = chain_of(disk.image)) disk.chain = std::move(*chain);
   }
@@ -110,7 +110,7 @@ void print_text(const Manifest& m, const DiskRecord& disks) {
     if (!disk.overlay.empty()) rows.push_back({"  the VM went on in", disk.overlay});
   }
   for (const std::string& child : disks.children) rows.push_back({"a restored guest's", child});
-  for (const std::string& path : disks.abandoned) rows.push_back({"goes with the checkpoint", path});
+  for (const PrintedFile& file : disks.abandoned) rows.push_back({"goes with the checkpoint", file.path});
   for (const WritableDiskRecord& disk : m.writable_disks) {
     if (!m.disks.empty()) break;
     rows.push_back({"not included", fmt::format("disk {} ({})", disk.device, disk.file)});
@@ -153,7 +153,8 @@ int show(const Options& options, const Common& common) {
     if (!disks.disks.empty()) {
       json["disks"] = disks_json(disks);
       json["disks"]["children"] = disks.children;
-      json["disks"]["abandoned"] = disks.abandoned;
+      json["disks"]["abandoned"] = Json::array();
+      for (const PrintedFile& file : disks.abandoned) json["disks"]["abandoned"].push_back(file.path);
       for (u64 i = 0; i < disks.disks.size(); ++i) json["disks"]["disks"][i]["chain"] = disks.disks[i].chain;
     }
     json["command_line"] = manifest.command_line;

@@ -127,6 +127,8 @@ void tell_text(const WatchEvent& event, const WatchOptions& options, const Commo
       fmt::print("{} checkpoint {} runs as process {} after {}, {}\n", now, event.checkpoint,
                  event.restored->pid, human_ms(event.restored->ready_ms),
                  event.restored->vm.empty() ? "monitor " + event.restored->qmp_path : event.restored->vm);
+      for (const std::string& path : event.restored->abandoned)
+        fmt::print("  {}, which the VM wrote to after the checkpoint, goes with the checkpoint\n", path);
       break;
   }
 }
@@ -159,6 +161,7 @@ int watch(const Options& options, const Common& common) {
   if (const auto set = set_starting_options(starting, watching.restore); !set)
     return report(set.error(), common);
   watching.restore.disks.instead = true;
+  watching.restore.disks.or_beside = true;  // from an older one, when the newest cannot be used
   const StopSignals signals;
   const auto tell = [&](const WatchEvent& event) {
     end_progress(common);

@@ -22,6 +22,11 @@ void take_out(std::vector<std::string>& paths, const std::string& path) {
 
 Error waiting(std::string why) { return {ErrorKind::kBusy, std::move(why)}; }
 
+bool is_abandoned(const DiskRecord& record, const std::string& file) {
+  return std::ranges::any_of(record.abandoned,
+                             [&](const PrintedFile& one) { return same_file(one.path, file); });
+}
+
 void DiskNeeds::read(const Store::DiskRecords& ids) {
   for (const std::string& id : ids.checkpoints) read(id, records_);
   for (const std::string& id : ids.forsaken) read(id, forsaken_);
@@ -81,7 +86,7 @@ std::vector<std::string> DiskNeeds::all_over(const std::string& image) const {
         look_at(disk.overlay);
       }
       for (const std::string& child : record.children) look_at(child);
-      for (const std::string& path : record.abandoned) look_at(path);
+      for (const PrintedFile& file : record.abandoned) look_at(file.path);
     }
   }
   return over;
@@ -95,6 +100,10 @@ std::optional<std::string> DiskNeeds::why_needed(const std::string& image, const
       if (same_file(disk.image, image))
         return fmt::format("checkpoint {} needs {} as it is", record.checkpoint, image);
     }
+  }
+  for (const DiskRecord& record : forsaken_) {
+    if (contains(record.merged, image))
+      return fmt::format("what is in {} is in the image under it too, and it goes", image);
   }
   for (const std::string& other : all_over(image)) {
     if (!same_file(other, overlay) && !is_emptied(other))
@@ -128,6 +137,20 @@ std::optional<std::string> DiskNeeds::who_may_need(const std::string& file) cons
     if (record.way != DiskWay::kCopy && std::ranges::any_of(record.disks, is_image)) return record.checkpoint;
   }
   return std::nullopt;
+}
+
+std::vector<std::string> DiskNeeds::left_over(const std::string& file) const {
+  std::vector<std::string> found{file};
+  for (std::size_t i = 0; i < found.size(); ++i) {
+    for (const DiskRecord& record : forsaken_) {
+      for (const SavedDisk& disk : record.disks) {
+        const bool over = record.way == DiskWay::kSnapshot && same_file(disk.image, found[i]);
+        if (over && file_exists(disk.overlay)) add(found, disk.overlay);
+      }
+    }
+  }
+  found.erase(found.begin());
+  return found;
 }
 
 bool DiskNeeds::is_over_overlay(const std::string& image) const {
@@ -180,7 +203,7 @@ Result<void> DiskNeeds::check_known_over(const std::string& overlay, const std::
   if (!in_chain.empty()) add(all, in_chain);
   for (const std::string& over : all) {
     const auto knows = [&](const DiskRecord& record) {
-      return contains(record.children, over) || contains(record.abandoned, over) ||
+      return contains(record.children, over) || is_abandoned(record, over) ||
              std::ranges::any_of(record.disks, [&](const SavedDisk& disk) {
                return same_file(disk.image, over) || (!disk.overlay.empty() && same_file(disk.overlay, over));
              });

@@ -21,6 +21,9 @@ bool contains(const std::vector<std::string>& paths, const std::string& path);
 void add(std::vector<std::string>& paths, const std::string& path);
 void take_out(std::vector<std::string>& paths, const std::string& path);
 
+/// Is the file one that the record gives up?
+bool is_abandoned(const DiskRecord& record, const std::string& file);
+
 /// kBusy: what has to wait, and why. Without a word: as it is to be, and nobody need be told.
 Error waiting(std::string why);
 
@@ -62,6 +65,10 @@ class DiskNeeds {
   /// Which checkpoint needs the file, which may be gone, or may: as its disk, under it, or, where a
   /// checkpoint is none any more, under what is left of it. None: nobody does.
   std::optional<std::string> who_may_need(const std::string& file) const;
+
+  /// Overlays of checkpoints that are none any more over the file, each behind what it is over: what is left
+  /// of a VM that was saved after it.
+  std::vector<std::string> left_over(const std::string& file) const;
 
   /// Is an overlay that this store knows of in the image's chain, or may it be?
   bool is_over_overlay(const std::string& image) const;

@@ -219,8 +219,10 @@ std::vector<std::string> images_over(const std::string& image) {
   return over;
 }
 
-std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
-                         const std::string& number) {
+namespace {
+
+/// Of an image, or of an overlay over it: without folder, mark and suffix.
+std::string stem_of(const std::string& image) {
   std::string stem = fs::path(image).filename().string();
   if (const std::size_t mark = stem.find(kMark); mark != std::string::npos && mark != 0) {
     stem.erase(mark);
@@ -232,6 +234,35 @@ std::string overlay_path(const std::string& image, const std::string& folder, co
       }
     }
   }
+  return stem;
+}
+
+}  // namespace
+
+std::vector<std::string> gone_overlays_in(const std::vector<std::string>& arguments,
+                                          const std::string& image) {
+  constexpr std::string_view kSuffix = ".qcow2";
+  std::vector<std::string> found;
+  for (const std::string& argument : arguments) {
+    for (std::size_t mark = argument.find(kMark); mark != std::string::npos;
+         mark = argument.find(kMark, mark + kMark.size())) {
+      const std::size_t end = argument.find(kSuffix, mark);
+      if (end == std::string::npos) break;
+      // Up to what stands before a path in QEMU's options: file=PATH, "filename": "PATH".
+      const std::size_t before = argument.find_last_of("=\"", mark);
+      const std::size_t begin = before == std::string::npos ? 0 : before + 1;
+      const std::string path = argument.substr(begin, end + kSuffix.size() - begin);
+      const bool is_one = path.starts_with('/') && !checkpoint_in_name(path).empty() && is_gone(path) &&
+                          stem_of(path) == stem_of(image);
+      if (is_one && std::ranges::find(found, path) == found.end()) found.push_back(path);
+    }
+  }
+  return found;
+}
+
+std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
+                         const std::string& number) {
+  const std::string stem = stem_of(image);
   return fmt::format("{}/{}{}{}{}{}.qcow2", folder.empty() ? folder_of(image) : folder, stem, kMark, id,
                      number.empty() ? "" : ".", number);
 }

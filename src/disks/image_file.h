@@ -61,6 +61,11 @@ std::vector<std::string> images_over(const std::string& image);
 std::string overlay_path(const std::string& image, const std::string& folder, const std::string& id,
                          const std::string& number);
 
+/// Files that a command line names, that were made over an image of this name, as overlay_path() says, and
+/// that are gone: the VM was started from one, and is back on the image.
+std::vector<std::string> gone_overlays_in(const std::vector<std::string>& arguments,
+                                          const std::string& image);
+
 /// The checkpoint for which a file of such a name was made; empty: it has another name.
 std::string checkpoint_in_name(const std::string& overlay);
 

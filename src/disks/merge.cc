@@ -31,7 +31,13 @@ Result<void> note_renamed(const Merge& merge) {
     const auto is_as_it_was = [&](const SavedDisk& one) {
       return one.print != FilePrint{} && same_file(one.image, over) && check_print(one).ok();
     };
-    const auto has = [&](const DiskRecord& other) { return std::ranges::any_of(other.disks, is_as_it_was); };
+    const auto is_given_up = [&](const PrintedFile& one) {
+      return same_file(one.path, over) && check_print(one.path, one.print).ok();
+    };
+    const auto has = [&](const DiskRecord& other) {
+      return std::ranges::any_of(other.disks, is_as_it_was) ||
+             std::ranges::any_of(other.abandoned, is_given_up);
+    };
     if (std::ranges::any_of(merge.needs.checkpoints(), has) ||
         std::ranges::any_of(merge.needs.forsaken(), has))
       add(renamed, over);
@@ -85,12 +91,15 @@ Result<void> take_print_anew(DiskNeeds& needs, const std::string& image) {
       };
       // What was below a checkpoint that is gone nobody asks; its record may be gone too.
       const bool below = records == &needs.checkpoints() && has_below(other, image);
-      if (std::ranges::none_of(other.disks, is_image) && !below) continue;
+      if (std::ranges::none_of(other.disks, is_image) && !below && !is_abandoned(other, image)) continue;
       VMSIEVE_TRY(needs.change(other, [&](DiskRecord& now) {
         for (SavedDisk& one : now.disks) {
           if (is_image(one)) one.print = print;
         }
         set_print_below(now, image, print);
+        for (PrintedFile& one : now.abandoned) {
+          if (same_file(one.path, image)) one.print = print;
+        }
       }));
     }
   }

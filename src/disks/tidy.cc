@@ -90,26 +90,28 @@ class Tidy {
   bool remove_abandoned(DiskRecord& record) {
     bool done = true;
     std::vector<std::string> removed;
-    for (const std::string& path : record.abandoned) {
-      const auto gone = remove_abandoned_file(path);
+    const std::vector<PrintedFile> abandoned = record.abandoned;
+    for (auto file = abandoned.rbegin(); file != abandoned.rend(); ++file) {
+      const auto gone = remove_abandoned_file(*file);
       if (gone) {
-        removed.push_back(path);
+        removed.push_back(file->path);
       } else {
-        untidy_.push_back({record.checkpoint, path, gone.error().message()});
+        untidy_.push_back({record.checkpoint, file->path, gone.error().message()});
         done = false;
       }
     }
     if (removed.empty()) return done;
     const auto noted = needs_.change(record, [&](DiskRecord& now) {
-      std::erase_if(now.abandoned, [&](const std::string& path) {
-        return std::ranges::find(removed, path) != removed.end();
+      std::erase_if(now.abandoned, [&](const PrintedFile& file) {
+        return std::ranges::find(removed, file.path) != removed.end();
       });
     });
     if (!noted) untidy_.push_back({record.checkpoint, removed.front(), noted.error().message()});
     return done && noted.ok();
   }
 
-  Result<void> remove_abandoned_file(const std::string& path) {
+  Result<void> remove_abandoned_file(const PrintedFile& file) {
+    const std::string& path = file.path;
     if (!file_exists(folder_of(path))) return waiting("its folder is not there");
     if (is_gone(path)) return {};
     if (const auto who = needs_.who_may_need(path))
@@ -120,6 +122,10 @@ class Tidy {
       return waiting(fmt::format("process {} has it open", users.front()));
     VMSIEVE_ASSIGN(const bool held, is_held_for_writing(path));
     if (held) return waiting("another host writes to it");
+    VMSIEVE_ASSIGN(const FilePrint now, print_of(path));
+    if (now != file.print)
+      return waiting(
+          "it was written to since another VM took its place: it may be removed if nobody wants it");
     if (::unlink(path.c_str()) != 0 && errno != ENOENT)
       return errno_error(errno, fmt::format("cannot remove {}", path));
     sync_folder_of(path);

@@ -44,15 +44,15 @@ PrintedFile read_printed(const JsonFields& fields) {
   return file;
 }
 
-nlohmann::ordered_json below_of(const SavedDisk& disk) {
-  auto below = nlohmann::ordered_json::array();
-  for (const PrintedFile& file : disk.below) {
-    below.push_back({{"path", json_text(file.path)},
-                     {"bytes", file.print.bytes},
-                     {"modified_ns", file.print.modified_ns},
-                     {"sample", fmt::format("{:016x}", file.print.sample)}});
+nlohmann::ordered_json printed_files(const std::vector<PrintedFile>& files) {
+  auto json = nlohmann::ordered_json::array();
+  for (const PrintedFile& file : files) {
+    json.push_back({{"path", json_text(file.path)},
+                    {"bytes", file.print.bytes},
+                    {"modified_ns", file.print.modified_ns},
+                    {"sample", fmt::format("{:016x}", file.print.sample)}});
   }
-  return below;
+  return json;
 }
 
 SavedDisk read_disk(const JsonFields& fields, DiskWay way) {
@@ -112,14 +112,14 @@ std::string encode_disks(const DiskRecord& record) {
                              {"bytes", disk.print.bytes},
                              {"modified_ns", disk.print.modified_ns},
                              {"sample", fmt::format("{:016x}", disk.print.sample)},
-                             {"below", below_of(disk)},
+                             {"below", printed_files(disk.below)},
                              {"overlay", json_text(disk.overlay)},
                              {"snapshot", json_text(disk.snapshot)},
                              {"chain", json_texts(disk.chain)}});
     if (!disk.source.empty()) json["disks"].back()["source"] = json_text(disk.source);
   }
   json["children"] = json_texts(record.children);
-  json["abandoned"] = json_texts(record.abandoned);
+  json["abandoned"] = printed_files(record.abandoned);
   json["merged"] = json_texts(record.merged);
   json["renamed"] = json_texts(record.renamed);
   json["begun"] = json_texts(record.begun);
@@ -148,7 +148,8 @@ Result<DiskRecord> decode_disks(std::string_view text) {
   }
   top.list("disks", [&](const JsonFields& fields) { record.disks.push_back(read_disk(fields, record.way)); });
   get_paths(top, "children", record.children);
-  if (top.has("abandoned")) get_paths(top, "abandoned", record.abandoned);
+  if (top.has("abandoned"))
+    top.list("abandoned", [&](const JsonFields& file) { record.abandoned.push_back(read_printed(file)); });
   get_paths(top, "merged", record.merged);
   get_paths(top, "renamed", record.renamed);
   get_paths(top, "begun", record.begun);

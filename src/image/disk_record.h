@@ -67,8 +67,9 @@ struct DiskRecord {
   /// gone.
   std::vector<std::string> children;
   /// Files over the images that the VM wrote to until another, restored from the checkpoint, took its place
-  /// and its `overlay`: they are to be removed with the checkpoint.
-  std::vector<std::string> abandoned;
+  /// and its `overlay`, as they were then: they are to be removed with the checkpoint, unless somebody has
+  /// written to them since. What is over another comes behind it.
+  std::vector<PrintedFile> abandoned;
   /// Overlays whose content is in `image` too, and that nothing is to be merged from again: they are to be
   /// removed.
   std::vector<std::string> merged;

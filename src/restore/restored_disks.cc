@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "vmsieve/disks/disk_needs.h"
 #include "vmsieve/disks/image_file.h"
 #include "vmsieve/disks/qemu_img.h"
 #include "vmsieve/qemu/rbd_image.h"
@@ -66,6 +67,24 @@ Result<void> check_saved_vm_has_ended(const DiskRecord& record) {
   return {};
 }
 
+/// What would be given up is the last that the saved VM has written to: no later checkpoint stands on it.
+Result<void> check_is_newest(Store& store, const DiskRecord& record) {
+  tidying::DiskNeeds needs(store);
+  VMSIEVE_ASSIGN(const auto ids, store.disk_records());
+  needs.read(ids);
+  for (const SavedDisk& disk : record.disks) {
+    if (disk.overlay.empty()) continue;
+    const auto who = needs.who_may_need(disk.overlay);
+    if (!who || std::ranges::find(ids.forsaken, *who) != ids.forsaken.end()) continue;
+    return make_error(
+        ErrorKind::kIncompatible,
+        "the VM was saved again, as checkpoint {}, after checkpoint {}: take the place of what it "
+        "was at the newest one, or remove the later ones first",
+        *who, record.checkpoint);
+  }
+  return {};
+}
+
 /// The images from which overlays were made are still the checkpoint's: it was not removed meanwhile, and
 /// nothing was merged.
 Result<bool> is_still(const Store& store, const std::string& id,
@@ -103,6 +122,11 @@ Result<void> RestoredDisks::make_all(Store& store, const std::string& id, const 
                                      const std::string& number) {
   VMSIEVE_ASSIGN(DiskRecord record, read_record(store, id));
   VMSIEVE_TRY(check_images(store, record));
+  if (instead_) {
+    const auto newest = check_is_newest(store, record);
+    if (!newest && !options.or_beside) return newest.error();
+    instead_ = newest.ok();
+  }
   if (instead_) VMSIEVE_TRY(check_saved_vm_has_ended(record));
   VMSIEVE_ASSIGN(const std::string unique, new_checkpoint_id());
   const std::string mark = number.empty() ? unique.substr(0, 8) : unique.substr(0, 8) + "." + number;
@@ -169,16 +193,27 @@ std::vector<std::string> RestoredDisks::overlays() const {
 Result<void> RestoredDisks::keep(Store& store) {
   kept_ = !temporary_;
   if (!instead_ || disks_.empty()) return {};
+  tidying::DiskNeeds needs(store);
+  VMSIEVE_ASSIGN(const auto ids, store.disk_records());
+  needs.read(ids);
   return store.change_disks(checkpoint_, [&](const std::string& text) -> Result<std::string> {
     VMSIEVE_ASSIGN(DiskRecord now, decode_disks(text));
     if (now.way != DiskWay::kSnapshot || now.disks.size() != disks_.size()) return text;
     for (std::size_t i = 0; i < disks_.size(); ++i) {
       const std::string& overlay = disks_[i].overlay;
-      now.abandoned.push_back(std::exchange(now.disks[i].overlay, overlay));
+      const std::string old = std::exchange(now.disks[i].overlay, overlay);
       std::erase(now.children, overlay);
+      if (!file_exists(old)) continue;
+      std::vector<std::string> given_up = needs.left_over(old);
+      given_up.insert(given_up.begin(), old);
+      for (const std::string& path : given_up) {
+        VMSIEVE_ASSIGN(const FilePrint print, print_of(path));
+        now.abandoned.push_back({path, print});
+      }
     }
-    std::erase_if(now.abandoned, [](const std::string& path) { return is_gone(path); });
-    abandoned_ = now.abandoned;
+    std::erase_if(now.abandoned, [](const PrintedFile& file) { return is_gone(file.path); });
+    abandoned_.clear();
+    for (const PrintedFile& file : now.abandoned) abandoned_.push_back(file.path);
     return encode_disks(now);
   });
 }

@@ -22,6 +22,8 @@ struct RestoredDiskOptions {
   /// The guest takes the place of the VM that was saved: what that one wrote after the checkpoint is given
   /// up.
   bool instead = false;
+  /// Where a later checkpoint stands on what would be given up, the guest is one beside, instead of an error.
+  bool or_beside = false;
 };
 
 /// A fresh overlay for each disk of a checkpoint: the images themselves are only read. The files are removed

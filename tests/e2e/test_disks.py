@@ -801,45 +801,83 @@ def test_a_guest_that_takes_the_vms_place_gets_its_images_back(vmsieve, tmp_path
     assert vmsieve.json("rm", again["checkpoint"])["untidy_disks"] == []
     assert files_in(folder) == {"a.qcow2", "b.raw"} == backing_files_of(back["pid"], folder)
     second.wait_rounds(1)
+    # What its command line names is gone; it can be saved and brought back all the same.
+    third = vmsieve.save(back["qmp"])
+    assert third["warnings"] == []
+    vmsieve.kill_restored()
+    back = vmsieve.restore(third["checkpoint"], tmp_path / "third", "--instead")
+    Ledger(Serial(tmp_path / "third")).wait_rounds(2)
+    vmsieve.json("rm", third["checkpoint"])
+    assert files_in(folder) == {"a.qcow2", "b.raw"}
     vmsieve.kill_restored()
     for path in paths:
         check_file_system(path, tmp_path)
 
 
-@pytest.mark.parametrize("way, elsewhere", [("snapshot", False), ("snapshot", True), ("internal", False)])
-def test_a_guest_that_takes_the_vms_place_leaves_what_others_need(vmsieve, tmp_path, folder, way, elsewhere):
-    """The file that is given up is the disk of a later checkpoint."""
-    path = image(folder / "a.qcow2")
+def dead_vm(vmsieve, tmp_path, path, ways):
+    """Saved once for each of `ways`, then killed."""
     with guest_with([path], folder=tmp_path / "guest") as guest:
         ledger = Ledger(guest.serial)
         ledger.wait_rounds(1, alive=guest.check_alive)
-        first = vmsieve.save(guest.qmp_path)
-        ledger.wait_rounds(1, alive=guest.check_alive)
-        later = vmsieve.save(guest.qmp_path, "--disk", way)
-        ledger.wait_rounds(1, alive=guest.check_alive)
-        last = vmsieve.save(guest.qmp_path) if elsewhere else later
+        saves = []
+        for way in ways:
+            saves.append(vmsieve.save(guest.qmp_path, "--disk", way))
+            ledger.wait_rounds(1, alive=guest.check_alive)
         guest.kill()
+    return saves
+
+
+@pytest.mark.parametrize("way", ["snapshot", "internal"])
+def test_the_place_of_an_older_checkpoint_is_not_taken(vmsieve, tmp_path, folder, way):
+    """The file that would be given up is the disk of a later one."""
+    path = image(folder / "a.qcow2")
+    first, later = dead_vm(vmsieve, tmp_path, path, ["snapshot", way])
+    failed = vmsieve.fails("restore", first["checkpoint"], "--instead")
+    assert failed.code == 7 and later["checkpoint"] in failed.stderr
+    runs_clean(vmsieve, tmp_path, later["checkpoint"], "later", *(["--disk-folder", folder] if way == "internal" else []))
+    # Once the later one is removed, all that the VM wrote behind the first is given up.
+    vmsieve.json("rm", later["checkpoint"])
     serial = tmp_path / "second"
-    vmsieve.restore(first["checkpoint"], serial, "--instead")
+    back = vmsieve.restore(first["checkpoint"], serial, "--instead")
+    assert back["abandoned"] == list(map(str, overlays_of(first) + (overlays_of(later) if way == "snapshot" else [])))
     Ledger(Serial(serial)).wait_rounds(1)
-    if elsewhere:  # of the chain only the two ends are to be seen
-        overlays_of(later)[0].rename(tmp_path / "away")
-        vmsieve.json("rm", later["checkpoint"])
-    untidy = vmsieve.json("rm", first["checkpoint"])["untidy_disks"]
-    given_up = [pathlib.Path(one["file"]) for one in untidy if "needed" in one["reason"]]
-    assert given_up == overlays_of(first) and given_up[0].exists()
-    if elsewhere:
-        (tmp_path / "away").rename(overlays_of(later)[0])
-    back = vmsieve.restore(last["checkpoint"], tmp_path / "third", "--disk-temporary")
-    Ledger(Serial(tmp_path / "third")).wait_rounds(2)
-    vmsieve.kill(back["pid"])
-    # Nobody has taken the place of what the VM wrote after the last one: that is its owner's to remove.
-    vmsieve.json("rm", last["checkpoint"])
-    for overlay in overlays_of(last) if last["disks"]["way"] == "snapshot" else []:
-        overlay.unlink()
-    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    assert vmsieve.json("rm", first["checkpoint"])["untidy_disks"] == []
     assert files_in(folder) == {"a.qcow2"}
     Ledger(Serial(serial)).wait_rounds(1)
+
+
+def test_a_file_that_is_given_up_and_written_to_stays(vmsieve, tmp_path, folder):
+    (saved,) = dead_vm(vmsieve, tmp_path, image(folder / "a.qcow2"), ["snapshot"])
+    vmsieve.restore(saved["checkpoint"], tmp_path / "second", "--instead")
+    old = overlays_of(saved)[0]
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 7 1M 4k", str(old)], check=True, capture_output=True)
+    untidy = vmsieve.json("rm", saved["checkpoint"])["untidy_disks"]
+    assert any(one["file"] == str(old) and "was written to" in one["reason"] for one in untidy), untidy
+    vmsieve.kill_restored()
+    vmsieve.json("disk", "tidy")
+    assert old.exists()
+    old.unlink()
+    vmsieve.json("disk", "tidy")
+    assert len(files_in(folder)) == 2  # of a VM that does not run the last one stays, empty
+
+
+def test_what_a_dead_vm_wrote_stays_as_it_was(vmsieve, tmp_path, folder):
+    """Beside a guest that was restored, but does not take its place: whatever is removed and merged."""
+    first, later = dead_vm(vmsieve, tmp_path, image(folder / "a.qcow2"), ["snapshot", "snapshot"])
+    last = overlays_of(later)[0]
+    before = last.read_bytes()
+    vmsieve.restore(later["checkpoint"], tmp_path / "second")
+    ledger = Ledger(Serial(tmp_path / "second"))
+    ledger.wait_rounds(1)
+    vmsieve.json("rm", first["checkpoint"])
+    untidy = vmsieve.json("rm", later["checkpoint"])["untidy_disks"]
+    assert any(one["file"] == str(last) and "may be removed if nobody wants that" in one["reason"] for one in untidy), untidy
+    assert last.read_bytes() == before
+    check_image(last)
+    ledger.wait_rounds(1)
+    last.unlink()
+    assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
+    ledger.wait_rounds(1)
 
 
 def test_restarts_by_a_watch_do_not_make_chains_longer(vmsieve, tmp_path, folder):

@@ -28,9 +28,9 @@ void decode(const std::string& text) {
   const auto record = decode_disks(text);
   if (!record.ok()) return;
   VMSIEVE_CHECK(is_checkpoint_id(record->checkpoint));
-  for (const auto* paths :
-       {&record->children, &record->abandoned, &record->merged, &record->renamed, &record->leaving})
+  for (const auto* paths : {&record->children, &record->merged, &record->renamed, &record->leaving})
     std::ranges::for_each(*paths, check_path);
+  for (const PrintedFile& file : record->abandoned) check_path(file.path);
   for (const SavedDisk& disk : record->disks) {
     const bool in_a_cluster = record->way == DiskWay::kInternal && !disk.source.empty();
     const auto check_image = in_a_cluster ? check_name_in_cluster : check_path;

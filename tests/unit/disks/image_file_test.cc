@@ -107,6 +107,24 @@ std::string backing_in(std::string_view head) {
   return name->value_or("none");
 }
 
+TEST_F(ImageFile, OverlaysOnACommandLineThatAreGone) {
+  const std::string image = path("web.qcow2");
+  const std::string gone = path("web.vmsieve-0123456789abcdef.1a2b3c4d.qcow2");
+  const auto found = [&](const std::string& argument) {
+    return gone_overlays_in({"-m", "64", argument}, image);
+  };
+  EXPECT_THAT(found("if=virtio,file=" + gone + ",format=qcow2"), ElementsAre(gone));
+  EXPECT_THAT(found(R"({"driver":"file","filename":")" + gone + "\"}"), ElementsAre(gone));
+  EXPECT_THAT(found(gone), ElementsAre(gone));
+  EXPECT_THAT(found("file=" + image), IsEmpty());
+  EXPECT_THAT(found("file=" + path("mail.vmsieve-0123456789abcdef.qcow2")), IsEmpty());  // of another image
+  EXPECT_THAT(found("file=web.vmsieve-0123456789abcdef.qcow2"), IsEmpty());              // no whole path
+  EXPECT_THAT(found("file=" + path("web.vmsieve-0123.qcow2")), IsEmpty());
+  EXPECT_THAT(found("file=/x.vmsieve-"), IsEmpty());
+  write("web.vmsieve-0123456789abcdef.1a2b3c4d.qcow2", "there");
+  EXPECT_THAT(found("file=" + gone), IsEmpty());
+}
+
 TEST(BackingInHeader, IsTheNameAsItIsWrittenThere) {
   EXPECT_EQ(backing_in(header_of("/images/base.raw")), "/images/base.raw");
   EXPECT_EQ(backing_in(header_of("base.raw") + "more"), "base.raw");

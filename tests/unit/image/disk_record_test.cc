@@ -49,7 +49,7 @@ DiskRecord example_record() {
        .snapshot = "",
        .chain = {"/dev/vg0/data"}}};
   record.children = {"/images/web.vmsieve-0123456789abcdef.1a2b3c4d.qcow2", "/tmp/second"};
-  record.abandoned = {"/images/abandoned"};
+  record.abandoned = {{"/images/abandoned", {.bytes = 7, .modified_ns = 8, .sample = 9}}};
   record.merged = {"/images/merged"};
   record.renamed = {"/images/renamed"};
   record.leaving = {"/images/leaving"};
@@ -110,7 +110,9 @@ TEST(DiskRecord, DecodingGivesWhatWasEncoded) {
   EXPECT_THAT(decoded->merged, ElementsAre("/images/merged"));
   EXPECT_THAT(decoded->renamed, ElementsAre("/images/renamed"));
   EXPECT_THAT(decoded->leaving, ElementsAre("/images/leaving"));
-  EXPECT_THAT(decoded->abandoned, ElementsAre("/images/abandoned"));
+  ASSERT_EQ(decoded->abandoned.size(), 1u);
+  EXPECT_EQ(decoded->abandoned[0].path, "/images/abandoned");
+  EXPECT_EQ(decoded->abandoned[0].print, example_record().abandoned[0].print);
 }
 
 TEST(DiskRecord, AnOlderOneKnowsNothingOfWhatIsBelowOrAbandoned) {
@@ -192,15 +194,14 @@ TEST(DiskRecord, PathsAndNamesMayHoldAnyBytesThatFilesMay) {
     paths.push_back(path);
   }
   DiskRecord record = example_record();
-  record.children = record.abandoned = record.merged = record.renamed = record.leaving =
-      record.disks[0].chain = paths;
+  record.children = record.merged = record.renamed = record.leaving = record.disks[0].chain = paths;
   record.disks[0].image = "/\xff\xfe/image";
   record.disks[0].overlay = "/\x80";
   record.disks[0].device = record.disks[0].qdev = record.disks[0].snapshot = "\xff";
   const auto decoded = decode_disks(encode_disks(record));
   ASSERT_TRUE(decoded.ok()) << decoded.error().message();
-  for (const auto* list : {&decoded->children, &decoded->abandoned, &decoded->merged, &decoded->renamed,
-                           &decoded->leaving, &decoded->disks[0].chain})
+  for (const auto* list :
+       {&decoded->children, &decoded->merged, &decoded->renamed, &decoded->leaving, &decoded->disks[0].chain})
     EXPECT_EQ(*list, paths);
   EXPECT_EQ(decoded->disks[0].image, "/\xff\xfe/image");
   EXPECT_EQ(decoded->disks[0].overlay, "/\x80");
@@ -349,7 +350,7 @@ TEST(DiskRecord, EveryPathIsAbsolute) {
           << wrong;
     EXPECT_THAT(fault_with("/disks/0/chain/1", wrong),
                 HasSubstr("disks[0].chain: an element is no absolute path"));
-    for (const char* member : {"children", "abandoned", "merged", "renamed", "leaving"})
+    for (const char* member : {"children", "merged", "renamed", "leaving"})
       EXPECT_THAT(fault_with(fmt::format("/{}/0", member), wrong),
                   HasSubstr(fmt::format("{}: an element is no absolute path", member)))
           << wrong;
