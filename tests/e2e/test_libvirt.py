@@ -514,7 +514,7 @@ def test_a_watch_brings_a_domain_with_disks_back(vmsieve, libvirt, disks):
         os.kill(before, signal.SIGKILL)
         wait_until(lambda: qemu_of("db") not in (None, before), 60, "another QEMU")
         ledger.wait_rounds(8)
-        assert libvirt.state("db") == "running"
+        wait_until(lambda: libvirt.state("db") == "running", 5, "the domain runs")  # between two pauses
     finally:
         watch.terminate()
         watch.wait(30)
