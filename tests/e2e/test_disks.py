@@ -621,7 +621,7 @@ def test_clones_have_disks_of_their_own(vmsieve, tmp_path, folder):
         Ledger(Serial(tmp_path / f"clone{number}")).wait_rounds(3)
     vmsieve.kill_restored()
     for disk in disks:
-        check_image(disk)
+        check_image(disk, leaks=True)
         check_file_system(pathlib.Path(disk), tmp_path).unlink()
     # What a temporary restore writes is gone with it.
     restored = runs_clean(vmsieve, tmp_path, checkpoint, "temporary")
@@ -873,7 +873,7 @@ def test_what_a_dead_vm_wrote_stays_as_it_was(vmsieve, tmp_path, folder):
     untidy = vmsieve.json("rm", later["checkpoint"])["untidy_disks"]
     assert any(one["file"] == str(last) and "may be removed if nobody wants that" in one["reason"] for one in untidy), untidy
     assert last.read_bytes() == before
-    check_image(last)
+    check_image(last, leaks=True)
     ledger.wait_rounds(1)
     last.unlink()
     assert vmsieve.json("disk", "tidy")["untidy_disks"] == []
