@@ -211,7 +211,7 @@ def test_images_of_a_stopped_vm_are_merged_by_qemu_img(vmsieve, tmp_path, folder
     last = overlays_of(saves[2])[0]
     assert files_in(folder) == {"a.qcow2", last.name}
     for disk in (last, path):
-        check_image(disk)
+        check_image(disk, leaks=True)
         assert database_in(check_file_system(disk, tmp_path), tmp_path) >= rows
 
 
