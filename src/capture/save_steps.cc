@@ -65,7 +65,8 @@ Result<void> attach_and_describe(Save& save, const VmAddress& address) {
   }
   VMSIEVE_ASSIGN(save.blocks_text, save.vm.qmp->human("info ramblock"));
   VMSIEVE_TRY(check_migratable(*save.vm.qmp));
-  VMSIEVE_TRY(take_back_left_descriptors(*save.vm.qmp));
+  // Housekeeping: a save does not fail for it.
+  (void)take_back_left_descriptors(*save.vm.qmp);
   return describe_machine(save);
 }
 
@@ -136,16 +137,18 @@ Result<void> prepare_disks(Save& save, const Store& store, CheckpointWriter& che
            .note = [&](const DiskRecord& record) { return checkpoint.note_disks(encode_disks(record)); },
            .earlier_chain =
                [&](const std::string& file) {
-                 auto chain = earlier_chain(store, file, save.vm.process.arguments);
+                 const auto& line = save.vm.process.arguments;
+                 auto chain = earlier_chain(store, file, line);
+                 if (!chain.empty() || names(line, file)) return chain;
                  // One that nobody else can be meant by; of several, which is whose cannot be told.
-                 const auto gone = gone_overlays_in(save.vm.process.arguments, file);
-                 if (chain.empty() && gone.size() == 1) chain = gone;
-                 return chain;
+                 auto gone = gone_overlays_in(line, file);
+                 return gone.size() == 1 ? gone : chain;
                },
            .copy_file = [&](u64 number) { return checkpoint.create_file(disk_object(number)); }}));
   save.manifest.disks = to_string(*way);
   for (const SavedDisk& disk : save.disk_point->record().disks) {
-    if (!save.manifest.libvirt.xml.empty() || !disk.source.empty()) break;
+    // libvirt's XML names them, and what is in a cluster the command line in its own notation.
+    if (!save.manifest.libvirt.xml.empty() || !disk.source.empty()) continue;
     if (is_named(save.vm.process.arguments, disk)) continue;
     save.warnings.push_back(fmt::format(
         "the VM's command line does not name its disk {}: a restore will need --disks-as-they-are, and --set",
