@@ -13,7 +13,7 @@
 #include "vmsieve/image/disk_record.h"
 #include "vmsieve/store/store.h"
 
-/// Parts of tidy_disks().
+/// Parts of tidy_disks(); DiskNeeds is asked by restores too.
 namespace vmsieve::tidying {
 
 /// Lists of paths, told apart as by same_file().

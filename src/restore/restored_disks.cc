@@ -72,6 +72,11 @@ Result<void> check_is_newest(Store& store, const DiskRecord& record) {
   tidying::DiskNeeds needs(store);
   VMSIEVE_ASSIGN(const auto ids, store.disk_records());
   needs.read(ids);
+  if (!needs.unreadable().empty())
+    return make_error(
+        ErrorKind::kDamaged,
+        "whether a later checkpoint needs what would be given up cannot be told: checkpoint {}: {}",
+        needs.unreadable().front().checkpoint, needs.unreadable().front().reason);
   for (const SavedDisk& disk : record.disks) {
     if (disk.overlay.empty()) continue;
     const auto who = needs.who_may_need(disk.overlay);
