@@ -31,7 +31,7 @@ std::string text_of(const Json& node, const char* key) {
   return it != node.end() && it->is_string() ? it->get<std::string>() : "";
 }
 
-std::string text_of(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string written(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 
 /// Up to an unescaped `end`, which goes too; all of it where there is none. As qemu_rbd_next_tok().
 std::string next_word(std::string_view& rest, char end) {
@@ -46,7 +46,7 @@ std::string next_word(std::string_view& rest, char end) {
 }
 
 /// "POOL/[NAMESPACE/]IMAGE[@SNAPSHOT][:KEY=VALUE...]", as qemu_rbd_parse_filename().
-std::optional<Json> node_in(std::string_view name) {
+Json node_in(std::string_view name) {
   Json node{{"driver", "rbd"}};
   node["pool"] = next_word(name, '/');
   const bool has_snapshot = name.find('@') != std::string_view::npos;
@@ -70,7 +70,7 @@ std::optional<Json> node_in(std::string_view name) {
       others.push_back(value);
     }
   }
-  if (!others.empty()) node["=keyvalue-pairs"] = text_of(others);
+  if (!others.empty()) node["=keyvalue-pairs"] = written(others);
   return node;
 }
 
@@ -96,7 +96,7 @@ std::optional<RbdImage> image_of(const Json& node, bool is_only_part) {
     const bool says_nothing = it == node.end() || (it->is_string() && text_of(node, key).empty());
     if (!says_nothing) kept[key] = *it;
   }
-  image.options = text_of(kept);
+  image.options = written(kept);
   return image;
 }
 
@@ -117,8 +117,7 @@ std::optional<RbdImage> innermost(const Json& whole) {
 std::optional<RbdImage> rbd_image(const std::string& file) {
   if (file.starts_with("json:")) return rbd_image_of_node(file.substr(5));
   if (!file.starts_with(kProtocol)) return std::nullopt;
-  const auto node = node_in(std::string_view{file}.substr(kProtocol.size()));
-  return node ? image_of(*node, false) : std::nullopt;
+  return image_of(node_in(std::string_view{file}.substr(kProtocol.size())), false);
 }
 
 std::optional<RbdImage> rbd_image_of_node(const std::string& json) {
@@ -132,7 +131,7 @@ Result<std::string> rbd_filename(const std::string& options, const std::string& 
     return Error(ErrorKind::kDamaged, "what is said of an image in a Ceph cluster is no node of QEMU's");
   if (!snapshot.empty()) (*node)["snapshot"] = snapshot;
   const Json whole{{"driver", "raw"}, {"file", std::move(*node)}};
-  return "json:" + text_of(whole);
+  return "json:" + written(whole);
 }
 
 }  // namespace vmsieve
