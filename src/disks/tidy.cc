@@ -37,8 +37,9 @@ class Tidy {
     needs_.read(ids);
     if (!needs_.unreadable().empty()) return needs_.unreadable();  // who needs what is not known
     // What one waits for may be another.
-    for (bool some_done = true; some_done && !needs_.forsaken().empty();) {
+    for (bool go_on = true; go_on && !needs_.forsaken().empty();) {
       untidy_.clear();
+      removed_abandoned_ = false;
       std::vector<std::string> done;
       for (DiskRecord& record : needs_.forsaken()) {
         if (!tidy(record)) continue;
@@ -48,7 +49,7 @@ class Tidy {
       std::erase_if(needs_.forsaken(), [&](const DiskRecord& record) {
         return std::ranges::find(done, record.checkpoint) != done.end();
       });
-      some_done = !done.empty();
+      go_on = !done.empty() || removed_abandoned_;
     }
     std::vector<UntidyDisk> untidy = needs_.unreadable();
     untidy.insert(untidy.end(), untidy_.begin(), untidy_.end());
@@ -107,6 +108,7 @@ class Tidy {
       });
     });
     if (!noted) untidy_.push_back({record.checkpoint, removed.front(), noted.error().message()});
+    removed_abandoned_ = removed_abandoned_ || noted.ok();
     return done && noted.ok();
   }
 
@@ -301,6 +303,7 @@ class Tidy {
   DiskNeeds needs_;
   const ProgressFunction& progress_;
   std::vector<UntidyDisk> untidy_;
+  bool removed_abandoned_ = false;  ///< in this turn through the records
 };
 
 }  // namespace
