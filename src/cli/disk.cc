@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "tidied.h"
 #include "vmsieve/disks/flatten.h"
 #include "vmsieve/disks/tidy.h"
 #include "vmsieve/qemu/process.h"
@@ -33,17 +34,19 @@ int flatten(const std::string& vm, const Common& common) {
 int tidy(const Common& common) {
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
-  const auto untidy = tidy_disks(**store, progress_bar(common));
-  if (!untidy) return report(untidy.error(), common);
+  const auto tidied = tidy_disks(**store, progress_bar(common));
+  if (!tidied) return report(tidied.error(), common);
   end_progress(common);
-  Json disks = Json::array();
-  for (const UntidyDisk& disk : *untidy) {
-    disks.push_back({{"checkpoint", disk.checkpoint}, {"file", disk.file}, {"reason", disk.reason}});
-    if (!common.json)
-      fmt::print("{} of removed checkpoint {} is to be merged: {}\n", disk.file, disk.checkpoint,
-                 disk.reason);
+  if (common.json) {
+    Json json;
+    add_tidied(json, *tidied);
+    print_json(json);
+    return kExitOk;
   }
-  if (common.json) print_json({{"untidy_disks", std::move(disks)}});
+  print_tidied(tidied->tidied);
+  for (const UntidyDisk& disk : tidied->untidy) {
+    fmt::print("{} of removed checkpoint {} is to be merged: {}\n", disk.file, disk.checkpoint, disk.reason);
+  }
   return kExitOk;
 }
 

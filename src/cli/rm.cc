@@ -5,6 +5,7 @@
 #include <CLI/CLI.hpp>
 
 #include "cli.h"
+#include "tidied.h"
 #include "vmsieve/disks/tidy.h"
 
 namespace vmsieve::cli {
@@ -28,6 +29,22 @@ std::vector<Kept> still_needed(std::vector<Kept> kept, const std::vector<std::st
   return kept;
 }
 
+/// Of what waits, what these checkpoints have left; the rest has been told of when it was left.
+void print_disks(const Tidied& tidied, const std::vector<std::string>& removed) {
+  print_tidied(tidied.tidied);
+  std::size_t others = 0;
+  for (const UntidyDisk& disk : tidied.untidy) {
+    if (std::find(removed.begin(), removed.end(), disk.checkpoint) == removed.end()) {
+      ++others;
+      continue;
+    }
+    fmt::print("kept {} of {}, to be merged later: {}\n", disk.file, disk.checkpoint, disk.reason);
+  }
+  if (others > 0)
+    fmt::print("{} more of checkpoints that were removed before: vmsieve disk tidy tells why\n",
+               others == 1 ? "1 file" : fmt::format("{} files", others));
+}
+
 int remove(const std::vector<std::string>& names, const Common& common) {
   const auto store = open_store(common, false);
   if (!store) return report(store.error(), common);
@@ -47,7 +64,7 @@ int remove(const std::vector<std::string>& names, const Common& common) {
   }
   // Gives room back, once for all of them; what it cannot do now, the next command does.
   [[maybe_unused]] const auto swept = (*store)->sweep();
-  const auto untidy = tidy_disks(**store, progress_bar(common));
+  const auto tidied = tidy_disks(**store, progress_bar(common));
   end_progress(common);
   Json retired = Json::array();
   for (const Kept& entry : still_needed(std::move(kept), ids)) {
@@ -57,15 +74,14 @@ int remove(const std::vector<std::string>& names, const Common& common) {
                  entry.needed_by.size() == 1 ? "needs" : "need");
     }
   }
-  Json disks = Json::array();
-  if (!untidy) warn("disks were not put back together: " + untidy.error().message(), common);
-  for (const UntidyDisk& disk : untidy ? *untidy : std::vector<UntidyDisk>{}) {
-    disks.push_back({{"checkpoint", disk.checkpoint}, {"file", disk.file}, {"reason", disk.reason}});
-    if (!common.json)
-      fmt::print("kept {} of {}, to be merged later: {}\n", disk.file, disk.checkpoint, disk.reason);
+  if (!tidied) warn("disks were not put back together: " + tidied.error().message(), common);
+  if (common.json) {
+    Json json = {{"removed", ids}, {"retired", std::move(retired)}};
+    add_tidied(json, tidied ? *tidied : Tidied{});
+    print_json(json);
+  } else if (tidied) {
+    print_disks(*tidied, ids);
   }
-  if (common.json)
-    print_json({{"removed", ids}, {"retired", std::move(retired)}, {"untidy_disks", std::move(disks)}});
   return kExitOk;
 }
 

@@ -29,13 +29,13 @@ class Tidy {
  public:
   Tidy(Store& store, const ProgressFunction& progress) : store_(store), needs_(store), progress_(progress) {}
 
-  Result<std::vector<UntidyDisk>> run() {
+  Result<Tidied> run() {
     VMSIEVE_ASSIGN(Store::DiskRecords ids, store_.disk_records());
-    if (ids.forsaken.empty()) return std::vector<UntidyDisk>{};
+    if (ids.forsaken.empty()) return Tidied{};
     VMSIEVE_ASSIGN(const auto lock, store_.lock_disks());
     VMSIEVE_ASSIGN(ids, store_.disk_records());  // as the one before has left them
     needs_.read(ids);
-    if (!needs_.unreadable().empty()) return needs_.unreadable();  // who needs what is not known
+    if (!needs_.unreadable().empty()) return Tidied{{}, needs_.unreadable()};  // who needs what is not known
     // What one waits for may be another.
     for (bool go_on = true; go_on && !needs_.forsaken().empty();) {
       untidy_.clear();
@@ -53,7 +53,7 @@ class Tidy {
     }
     std::vector<UntidyDisk> untidy = needs_.unreadable();
     untidy.insert(untidy.end(), untidy_.begin(), untidy_.end());
-    return untidy;
+    return Tidied{std::move(tidied_), std::move(untidy)};
   }
 
  private:
@@ -65,7 +65,7 @@ class Tidy {
       const SavedDisk& disk = disks[number];
       const auto finished = [&]() -> Result<void> {
         switch (record.way) {
-          case DiskWay::kSnapshot: return tidy_overlay(record, disk);
+          case DiskWay::kSnapshot: return tidy_and_tell(record, disk);
           case DiskWay::kInternal: return remove_snapshot(record, disk);
           case DiskWay::kCopy: break;
         }
@@ -93,9 +93,11 @@ class Tidy {
     std::vector<std::string> removed;
     const std::vector<PrintedFile> abandoned = record.abandoned;
     for (auto file = abandoned.rbegin(); file != abandoned.rend(); ++file) {
+      const bool was_there = file_exists(file->path);
       const auto gone = remove_abandoned_file(*file);
       if (gone) {
         removed.push_back(file->path);
+        if (was_there) tidied_.push_back({record.checkpoint, file->path, "", false});
       } else {
         untidy_.push_back({record.checkpoint, file->path, gone.error().message()});
         done = false;
@@ -135,6 +137,19 @@ class Tidy {
   }
 
   // ---- an overlay ----------------------------------------------------
+
+  Result<void> tidy_and_tell(DiskRecord& record, const SavedDisk& disk) {
+    const bool was_there = file_exists(disk.overlay);
+    const bool was_emptied = contains(record.emptied, disk.overlay);
+    const auto image = backing_of(disk.overlay);
+    auto finished = tidy_overlay(record, disk);
+    const bool emptied = !was_emptied && contains(record.emptied, disk.overlay);
+    if (!emptied && (!was_there || !is_gone(disk.overlay))) return finished;
+    const bool merged = emptied || contains(record.merged, disk.overlay);
+    tidied_.push_back(
+        {record.checkpoint, disk.overlay, merged && image.ok() ? image->value_or("") : "", emptied});
+    return finished;
+  }
 
   Result<void> tidy_overlay(DiskRecord& record, SavedDisk disk) {
     const std::string overlay = disk.overlay;
@@ -302,13 +317,14 @@ class Tidy {
   Store& store_;
   DiskNeeds needs_;
   const ProgressFunction& progress_;
+  std::vector<TidiedFile> tidied_;
   std::vector<UntidyDisk> untidy_;
   bool removed_abandoned_ = false;  ///< in this turn through the records
 };
 
 }  // namespace
 
-Result<std::vector<UntidyDisk>> tidy_disks(Store& store, const ProgressFunction& progress) {
+Result<Tidied> tidy_disks(Store& store, const ProgressFunction& progress) {
   return Tidy(store, progress).run();
 }
 

@@ -154,8 +154,11 @@ def test_models_and_spellings(vmsieve, tmp_path, folder, request, model, way, ca
             os.unlink(path)
         for path in overlays_of(third):
             path.unlink()
-        report = vmsieve.json("rm", *(saved["checkpoint"] for saved in (first, second, third)))
-        assert report["untidy_disks"] == []
+        told = vmsieve.run("rm", *(saved["checkpoint"] for saved in (first, second, third)))
+        assert "later" not in told
+        for number, name in enumerate(names):
+            for saved in (first, second):
+                assert f"merged {overlays_of(saved)[number]} into {folder}" in told, told
         assert files_in(folder) == set(names)
         ledger.wait_rounds(2, alive=guest.check_alive)
 
@@ -795,7 +798,11 @@ def test_a_guest_that_takes_the_vms_place_gets_its_images_back(vmsieve, tmp_path
     second.wait_rounds(1)
     # As long as the checkpoint is there it can be restored, also without taking anybody's place.
     runs_clean_beside(vmsieve, tmp_path, saved["checkpoint"], back)
-    assert vmsieve.json("rm", saved["checkpoint"])["untidy_disks"] == []
+    report = vmsieve.json("rm", saved["checkpoint"])
+    assert report["untidy_disks"] == []
+    tidied = {one["file"]: one.get("image") for one in report["tidied_disks"]}
+    assert tidied == {str(path): None for path in old} | {
+        disk: str(path) for disk, path in zip(back["disks"], paths)}
     assert files_in(folder) == {"a.qcow2", "b.raw", *(path.name for path in overlays_of(again))}
     runs_clean_beside(vmsieve, tmp_path, again["checkpoint"], back)
     assert vmsieve.json("rm", again["checkpoint"])["untidy_disks"] == []
@@ -844,6 +851,19 @@ def test_the_place_of_an_older_checkpoint_is_not_taken(vmsieve, tmp_path, folder
     assert vmsieve.json("rm", first["checkpoint"])["untidy_disks"] == []
     assert files_in(folder) == {"a.qcow2"}
     Ledger(Serial(serial)).wait_rounds(1)
+
+
+def test_no_place_is_taken_while_a_record_cannot_be_read(vmsieve, tmp_path, folder):
+    """It may be of a checkpoint that needs what would be given up."""
+    first, later = dead_vm(vmsieve, tmp_path, image(folder / "a.qcow2"), ["snapshot", "snapshot"])
+    record = vmsieve.store / "checkpoints" / first["checkpoint"] / "disks"
+    right = record.read_bytes()
+    record.write_bytes(right[:-1] + b"?")
+    failed = vmsieve.fails("restore", later["checkpoint"], "--instead")
+    assert failed.code == 6 and first["checkpoint"] in failed.stderr
+    record.write_bytes(right)
+    vmsieve.restore(later["checkpoint"], tmp_path / "second", "--instead")
+    Ledger(Serial(tmp_path / "second")).wait_rounds(1)
 
 
 def test_a_file_that_is_given_up_and_written_to_stays(vmsieve, tmp_path, folder):
