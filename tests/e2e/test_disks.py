@@ -506,7 +506,7 @@ def test_snapshots_inside_the_images(vmsieve, tmp_path, folder):
     runs_clean(vmsieve, tmp_path, saves[1]["checkpoint"], "copy")
     assert vmsieve.json("rm", saves[1]["checkpoint"])["untidy_disks"] == []
     for path in paths:
-        check_image(path)
+        check_image(path, leaks=True)
         assert "snapshots" not in json.loads(subprocess.run(
             ["qemu-img", "info", "--output=json", str(path)], capture_output=True, text=True, check=True).stdout)
 
@@ -743,7 +743,7 @@ def test_flatten_makes_a_vm_independent(vmsieve, tmp_path, folder):
         ledger.wait_rounds(2, alive=guest.check_alive)
         assert last.name in files_in(folder)
         guest.kill()
-    check_image(last)
+    check_image(last, leaks=True)
     check_file_system(last, tmp_path)
 
 
