@@ -55,6 +55,9 @@ def medians(runs, names):
 
 
 SAVED = ("pause_ms", "total_ms", "stored_bytes", "peak_mb", "cpu_s")
+# Parts that grow with memory itself, by the way whose part they are: member of `--json`, figure.
+PARTS = {"live": (("live", "prepare_ms"), ("pause", "freeze_ms")), "paused": (("pause", "classify_ms"), ("pause", "plan_ms")),
+         "incremental": (("tracking", "scan_ms"),)}
 
 
 def save_ways(store, guest, rounds):
@@ -74,7 +77,9 @@ def save_ways(store, guest, rounds):
             store.remove(runs[way][-1])
             if way == "incremental":
                 store.remove(base)
-    return {way: medians(found, SAVED) for way, found in runs.items()} | {"classify_ms": median(classify)}
+    found = {way: medians(runs[way], SAVED) | {figure: median(run[member][figure] for run in runs[way])
+                                              for member, figure in PARTS[way]} for way in ways}
+    return found | {"classify_ms": median(classify)}
 
 
 def restored(store, checkpoint, serial, lazy=True):
@@ -191,9 +196,6 @@ def by_store(options):
 
 # ---- the page --------------------------------------------------------------
 
-SAVE_LINES = [(way, figure) for way in ("live", "paused", "incremental") for figure in ("pause_ms", "total_ms", "cpu_s")]
-
-
 def write(results, folder):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "growth.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -204,12 +206,15 @@ def write(results, folder):
             continue
         points = results[part]
         columns = [(f"{way}: {name}", way, figure) for way in ("live", "paused", "incremental")
-                   for name, figure in (("pause, ms", "pause_ms"), ("total, ms", "total_ms"))]
-        lines.append(table([unit, *(name for name, _, _ in columns), "classify, ms", *(["restored: runs, ms", "complete, ms"]
-                                                                                     if part == "memory" else [])],
-                           [[str(point[of]), *(number(point[way][figure]) for _, way, figure in columns),
-                             number(point["classify_ms"]), *([number(point["ready_ms"]), number(point["complete_ms"])]
-                                                             if part == "memory" else [])] for point in points]))
+                   for name, figure in (("pause, ms", "pause_ms"), ("total, ms", "total_ms"), ("CPU, s", "cpu_s"))]
+        restores = [("restored: runs, ms", "ready_ms"), ("complete, ms", "complete_ms")] if part == "memory" else []
+        lines.append(table([unit, *(name for name, _, _ in columns), *(name for name, _ in restores)],
+                           [[f"{point[of]}", *(point[way][figure] for _, way, figure in columns),
+                             *(point[figure] for _, figure in restores)] for point in points]))
+        parts = [(f"{way}: {figure.removesuffix('_ms')}, ms", way, figure) for way, found in PARTS.items() for _, figure in found]
+        lines.append(table([unit, *(name for name, _, _ in parts)],
+                           [[f"{point[of]}", *(point[way][figure] for _, way, figure in parts)] for point in points]))
+        columns = [column for column in columns if column[2] != "cpu_s"]
         series = {name: [(point[of], point[way][figure]) for point in points] for name, way, figure in columns}
         if part == "memory":
             series["restored: guest runs, ms"] = [(point[of], point["ready_ms"]) for point in points]
@@ -221,8 +226,7 @@ def write(results, folder):
         points = results[part]
         names = ["pause_ms", "total_ms", *LOOKS]
         lines.append(table([unit, "save: pause, ms", "save: total, ms", "log, ms", "show, ms", "verify, ms", "rm, ms",
-                            "restored: runs, ms"],
-                           [[str(point[of]), *(number(point[name]) for name in names)] for point in points]))
+                            "restored: runs, ms"], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
         line_chart(folder / f"growth-{part}.svg", f"growth with {unit}", unit, "ms",
                    {name.removesuffix("_ms"): [(point[of], point[name]) for point in points] for name in names})
         lines.append(f"![growth with {unit}](growth-{part}.svg)\n")
@@ -230,8 +234,11 @@ def write(results, folder):
 
 
 def table(heads, rows):
+    """The last row: how much larger each is at the end than at the beginning."""
+    rows = [*rows, ["last / first", *(number(last / first) if first else "" for first, last in zip(rows[0][1:], rows[-1][1:]))]]
+    text = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in rows]
     return "\n".join(["| " + " | ".join(heads) + " |", "|" + "---:|" * len(heads),
-                      *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+                      *("| " + " | ".join(row) + " |" for row in text)]) + "\n"
 
 
 def main():
