@@ -162,6 +162,8 @@ Result<void> LiveCapture::let_through(const std::vector<std::size_t>& units) {
 }
 
 Result<void> LiveCapture::hurry(const Wait& wait) {
+  const std::lock_guard at_the_pipeline(pipeline_mutex_);
+  if (failed_) return {};
   if (claim(wait.unit)) {
     VMSIEVE_TRY(copy_unit(wait.unit, wait.since + options_.longest_wait));
     note_wait(wait.since);
@@ -304,10 +306,10 @@ std::vector<LiveMemory::PageRun> LiveCapture::resident(u32 block, u64 first, u64
 Result<void> LiveCapture::copy_early(const Wait& wait) {
   if (!claim(wait.unit)) return {};
   const MemoryUnits::Place place = units_.place(wait.unit);
-  std::vector<std::byte> bytes(place.pages.pages * kPageSize);
+  VMSIEVE_ASSIGN(AnonymousMemory bytes, AnonymousMemory::make(place.pages.pages * kPageSize));
   const auto runs = resident(place.block, place.pages.first_page, place.pages.pages);
   for (const LiveMemory::PageRun& run : runs) {
-    const std::span<std::byte> out(&bytes[(run.first - place.pages.first_page) * kPageSize],
+    const std::span<std::byte> out(bytes.data() + (run.first - place.pages.first_page) * kPageSize,
                                    run.count * kPageSize);
     VMSIEVE_TRY(memory_.read_block(place.block, run.first * kPageSize, out));
   }
@@ -327,16 +329,48 @@ Result<void> LiveCapture::submit_early(const EarlyCopy& copy) {
   VMSIEVE_TRY(check_zeros(copy.unit, copy.unprotected));
   const u64 first_page = units_.place(copy.unit).pages.first_page;
   for (std::size_t i = chunks_.first_chunk[copy.unit]; i < chunks_.first_chunk[copy.unit + 1]; ++i) {
+    if (failed_) return {};  // as in copy_unit()
     const Chunk& chunk = chunks_.chunks[i];
     std::byte* const buffer = pipeline_->acquire_in_background();
     if (buffer == nullptr) return Error(ErrorKind::kIo, "the store cannot be written");
     std::byte* to = buffer;
     for (const BlockPages& run : chunk.runs) {
-      std::memcpy(to, &copy.bytes[(run.first_page - first_page) * kPageSize], run.pages * kPageSize);
+      std::memcpy(to, copy.bytes.data() + (run.first_page - first_page) * kPageSize, run.pages * kPageSize);
       to += run.pages * kPageSize;
     }
     copied_pages_ += chunk.pages;
     pipeline_->submit(chunk, buffer);
+  }
+  return {};
+}
+
+// They take memory beside the pool: so much of the pool stays untouched until they are in it, at most three
+// quarters.
+Result<void> LiveCapture::submit_early_copies() {
+  std::vector<EarlyCopy> copies;
+  {
+    const std::lock_guard lock(mutex_);
+    copies.swap(early_);
+  }
+  std::vector<std::byte*> untouched;
+  const u64 buffer_bytes = pipeline_->chunk_pages() * kPageSize;
+  u64 bytes = 0;
+  for (const EarlyCopy& copy : copies) bytes += copy.bytes.size();
+  const u64 most = std::min(bytes / buffer_bytes, pipeline_->pool_buffers() / 4 * 3);
+  while (untouched.size() < most) {
+    std::byte* const buffer = pipeline_->try_acquire();
+    if (buffer == nullptr) break;
+    untouched.push_back(buffer);
+  }
+  for (EarlyCopy& copy : copies) {
+    const auto submitted = submit_early(copy);
+    bytes -= copy.bytes.size();
+    copy.bytes = {};
+    while (!untouched.empty() && (untouched.size() * buffer_bytes > bytes || !submitted)) {
+      pipeline_->cancel(untouched.back());
+      untouched.pop_back();
+    }
+    VMSIEVE_TRY(submitted);
   }
   return {};
 }
@@ -483,6 +517,7 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
     phase_ = Phase::kCopying;
   }
   if (auto released = release_unused(); !released.ok()) fail(released.error());
+  if (auto submitted = submit_early_copies(); !submitted.ok()) fail(submitted.error());
   std::vector<std::thread> helpers;
   for (unsigned i = 1; i < threads; ++i) helpers.emplace_back([this] { copy_in_background(nullptr); });
   copy_in_background(&progress);
@@ -494,11 +529,13 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
   }
   protection_.end();
   {
+    // When the answering thread has left the pipeline after an error it does not come back.
+    const std::lock_guard at_the_pipeline(pipeline_mutex_);
     const std::lock_guard lock(mutex_);
     if (error_) return *error_;
   }
   // All units are done, so nobody adds to them any more. After an error somebody might.
-  for (const EarlyCopy& early : early_) VMSIEVE_TRY(submit_early(early));
+  VMSIEVE_TRY(submit_early_copies());
   progress({"reading", copied_pages_ * kPageSize, pages_to_copy_ * kPageSize});
   return {};
 }

@@ -12,6 +12,7 @@
 #include <thread>
 #include <vector>
 
+#include "vmsieve/base/anonymous_memory.h"
 #include "vmsieve/base/progress.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/capture/memory_units.h"
@@ -76,6 +77,7 @@ class LiveCapture {
   /// there again, and a restored one too. Lets go of everything. kBusy when memory was taken from the guest
   /// before it was copied (a balloon, unplugged memory), or was taken and given back before the instant:
   /// there is no telling what it held. kTimeout when a write waited too long.
+  /// When it returns, `pipeline` is not used any more.
   Result<void> copy(const PagePlan& plan, CapturePipeline& pipeline, unsigned threads,
                     const ProgressFunction& progress);
 
@@ -92,7 +94,7 @@ class LiveCapture {
   /// A unit that was written between freeze() and copy(), as it was.
   struct EarlyCopy {
     std::size_t unit = 0;
-    std::vector<std::byte> bytes;
+    AnonymousMemory bytes;
     std::vector<ByteRange> unprotected;  ///< see unprotected()
   };
 
@@ -107,6 +109,7 @@ class LiveCapture {
   Result<void> hurry(const Wait& wait);
   Result<void> copy_early(const Wait& wait);
   Result<void> submit_early(const EarlyCopy& copy);
+  Result<void> submit_early_copies();
   Result<void> check_awaited();
   void note_wait(TimePoint since);
   bool claim(std::size_t unit);
@@ -132,6 +135,7 @@ class LiveCapture {
   UnitChunks chunks_;
   std::vector<std::vector<PageRun>> known_;  // of each block: what the plan does not read
   CapturePipeline* pipeline_ = nullptr;
+  std::mutex pipeline_mutex_;  // held by the answering thread while it uses the pipeline
   std::unique_ptr<std::atomic<State>[]> states_;
 
   std::vector<std::size_t> order_;  // in which units are copied in the background

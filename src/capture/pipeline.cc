@@ -12,23 +12,18 @@
 namespace vmsieve {
 
 Result<std::unique_ptr<BufferPool>> BufferPool::make(u64 count, u64 bytes) {
-  void* memory = ::mmap(nullptr, count * bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED)
-    return errno_error(errno, fmt::format("cannot map {} bytes of buffers", count * bytes));
+  VMSIEVE_ASSIGN(AnonymousMemory memory, AnonymousMemory::make(count * bytes));
   // Huge pages make the prefault 10 times cheaper where the host gives them; no matter if not.
-  ::madvise(memory, count * bytes, MADV_HUGEPAGE);
-  return std::unique_ptr<BufferPool>(new BufferPool(static_cast<std::byte*>(memory), count, bytes));
+  ::madvise(memory.data(), memory.size(), MADV_HUGEPAGE);
+  return std::unique_ptr<BufferPool>(new BufferPool(std::move(memory), count, bytes));
 }
 
-BufferPool::BufferPool(std::byte* memory, u64 count, u64 bytes)
-    : memory_(memory), count_(count), bytes_(bytes) {
+BufferPool::BufferPool(AnonymousMemory memory, u64 count, u64 bytes)
+    : memory_(std::move(memory)), count_(count), bytes_(bytes) {
   free_.reserve(count);
   // Taken from the back: the first buffers come first, those that prefault() made resident.
-  for (u64 i = count; i > 0; --i) free_.push_back(memory_ + (i - 1) * bytes_);
+  for (u64 i = count; i > 0; --i) free_.push_back(memory_.data() + (i - 1) * bytes_);
 }
-
-BufferPool::~BufferPool() { ::munmap(memory_, count_ * bytes_); }
 
 void BufferPool::prefault(u64 bytes, unsigned threads) {
   constexpr u64 kHugePage = 2 * kMiB;
@@ -37,7 +32,7 @@ void BufferPool::prefault(u64 bytes, unsigned threads) {
   const auto touch = [&] {
     for (u64 from = next.fetch_add(kHugePage); from < size; from = next.fetch_add(kHugePage)) {
       const u64 end = std::min(from + kHugePage, size);
-      for (u64 offset = from; offset < end; offset += kPageSize) memory_[offset] = std::byte{0};
+      for (u64 offset = from; offset < end; offset += kPageSize) memory_.data()[offset] = std::byte{0};
     }
   };
   std::vector<std::thread> helpers;

@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "vmsieve/base/anonymous_memory.h"
 #include "vmsieve/base/queue.h"
 #include "vmsieve/base/result.h"
 #include "vmsieve/capture/page_plan.h"
@@ -29,7 +30,6 @@ class BufferPool {
  public:
   /// `count` buffers of `bytes` each; address space only, until it is used or prefault() is called.
   static Result<std::unique_ptr<BufferPool>> make(u64 count, u64 bytes);
-  ~BufferPool();
   BufferPool(const BufferPool&) = delete;
   BufferPool& operator=(const BufferPool&) = delete;
 
@@ -48,10 +48,10 @@ class BufferPool {
   u64 buffer_bytes() const { return bytes_; }
 
  private:
-  BufferPool(std::byte* memory, u64 count, u64 bytes);
+  BufferPool(AnonymousMemory memory, u64 count, u64 bytes);
   std::byte* take();  // with mutex_ held; nullptr when none is free
 
-  std::byte* const memory_;
+  const AnonymousMemory memory_;
   const u64 count_;
   const u64 bytes_;
   std::mutex mutex_;
