@@ -17,6 +17,8 @@ using Clock = std::chrono::steady_clock;
 constexpr int kPollMilliseconds = 20;
 constexpr int kAnsweringPriority = -10;
 constexpr std::size_t kReleasedAtOnce = 32;
+/// So many buffers that some may be left unused for a while without anybody waiting for them for ever.
+constexpr u64 kSparingBuffers = 16;
 constexpr std::chrono::milliseconds kBeatPeriod{100};
 
 double ms_since(Clock::time_point since) {
@@ -344,8 +346,9 @@ Result<void> LiveCapture::submit_early(const EarlyCopy& copy) {
   return {};
 }
 
-// They take memory beside the pool: so much of the pool stays untouched until they are in it, at most three
-// quarters.
+// They take memory beside the pool: so much of the pool stays untouched until they are in it. Only of a pool
+// that has buffers to spare: submit_early() waits for one that acquire_in_background() does not leave to
+// others.
 Result<void> LiveCapture::submit_early_copies() {
   std::vector<EarlyCopy> copies;
   {
@@ -356,7 +359,8 @@ Result<void> LiveCapture::submit_early_copies() {
   const u64 buffer_bytes = pipeline_->chunk_pages() * kPageSize;
   u64 bytes = 0;
   for (const EarlyCopy& copy : copies) bytes += copy.bytes.size();
-  const u64 most = std::min(bytes / buffer_bytes, pipeline_->pool_buffers() / 4 * 3);
+  const u64 buffers = pipeline_->pool_buffers();
+  const u64 most = buffers < kSparingBuffers ? 0 : std::min(bytes / buffer_bytes, buffers / 4 * 3);
   while (untouched.size() < most) {
     std::byte* const buffer = pipeline_->try_acquire();
     if (buffer == nullptr) break;

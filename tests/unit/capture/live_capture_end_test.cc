@@ -269,6 +269,25 @@ TEST(LiveCapture, AWriteThatWaitsTooLongEndsTheCapture) {
   EXPECT_TRUE(session.guest.goes_on());
 }
 
+// What is copied before there is a plan takes room beside the pool, which must not leave the pool without
+// any.
+TEST(LiveCapture, WhatIsCopiedBeforeThePlanGoesThroughPoolsOfAnySize) {
+  for (const u64 buffers : {2U, 3U, 4U, 8U, 15U, 16U, 17U, 64U}) {
+    SCOPED_TRACE(buffers);
+    Session session({.blocks = {{.pages = kMainPages}}, .writers = 1, .reserved_pages = kReserved});
+    const u64 reserved = session.guest.reserved();
+    ASSERT_TRUE(session.guest.does(Order::kWrite, reserved, kReserved));
+    START_OR_RETURN(session);
+    session.instant();
+    ASSERT_TRUE(session.guest.does(Order::kWrite, reserved, 1));  // it waits until its unit is copied
+    CapturePipeline::Options options = Store::tiny();
+    options.buffer_bytes = buffers * options.chunk_pages * kPageSize;
+    Store store(1, options);
+    ASSERT_EQ(store.pipeline->pool_buffers(), buffers);
+    session.expect_all_of_the_instant(store);
+  }
+}
+
 TEST(LiveCapture, BeatsTenTimesASecond) {
   std::atomic<int> beats = 0;
   Session session({.blocks = kKinds[0].blocks}, {.beat = [&] { ++beats; }});
