@@ -174,9 +174,10 @@ CapturePipeline::~CapturePipeline() {
 void CapturePipeline::expect(u64 bytes) {
   if (bytes / 2 > pool_bytes_) {
     open_gate();
-  } else {
-    pool_->prefault(bytes, options_.threads);
+    return;
   }
+  is_tight_ = bytes > pool_bytes_ && options_.base == nullptr;
+  pool_->prefault(bytes, options_.threads);
 }
 
 std::byte* CapturePipeline::acquire() {
@@ -196,7 +197,14 @@ std::byte* CapturePipeline::acquire_until(std::chrono::steady_clock::time_point 
   return pool_->acquire_until(deadline);
 }
 
-void CapturePipeline::submit(Chunk chunk, std::byte* buffer) { filled_.push({std::move(chunk), buffer}); }
+void CapturePipeline::submit(Chunk chunk, std::byte* buffer) {
+  filled_.push({std::move(chunk), buffer, std::nullopt});
+}
+
+void CapturePipeline::submit_sorted(SortedPages pages, std::byte* buffer) {
+  VMSIEVE_CHECK(options_.base == nullptr && pages.data_pages <= options_.chunk_pages);
+  filled_.push({{}, buffer, std::move(pages)});
+}
 
 void CapturePipeline::open_gate() {
   const std::lock_guard lock(gate_mutex_);
@@ -216,6 +224,19 @@ void CapturePipeline::fail(const Error& error) {
   open_gate();
 }
 
+SortedPages CapturePipeline::sort(Filled& filled, BaseContent* base, std::vector<BlockPages>& same) {
+  if (filled.sorted) return std::move(*filled.sorted);
+  const u32 block = filled.chunk.block;
+  SortedPages sorted{.list = filled.chunk.list, .pages = filled.chunk.pages, .runs = {}, .data_pages = 0};
+  if (base != nullptr && options_.compared_blocks[block]) {
+    same = keep_pages(filled.chunk, filled.buffer, [&](u64 page, const std::byte* bytes) {
+      return !base->same(block, page, {bytes, kPageSize});
+    });
+  }
+  sorted.runs = sort_pages(filled.chunk, filled.buffer, sorted.data_pages);
+  return sorted;
+}
+
 void CapturePipeline::work() {
   lower_priority(options_.nice);
   {
@@ -228,22 +249,15 @@ void CapturePipeline::work() {
   while (auto filled = filled_.pop()) {
     if (failed()) break;
     Encoded encoded;
-    encoded.list = filled->chunk.list;
-    const u64 pages = filled->chunk.pages;
-    const u32 block = filled->chunk.block;
-    if (base && options_.compared_blocks[block]) {
-      encoded.same = keep_pages(filled->chunk, filled->buffer, [&](u64 page, const std::byte* bytes) {
-        return !base->same(block, page, {bytes, kPageSize});
-      });
-    }
-    u64 data_pages = 0;
-    encoded.runs = sort_pages(filled->chunk, filled->buffer, data_pages);
-    if (data_pages > 0) {
-      encoded.frame = encoder.encode_or_keep({filled->buffer, data_pages * kPageSize}, encoded.bytes);
+    SortedPages sorted = sort(*filled, base ? &*base : nullptr, encoded.same);
+    encoded.list = sorted.list;
+    encoded.runs = std::move(sorted.runs);
+    if (sorted.data_pages > 0) {
+      encoded.frame = encoder.encode_or_keep({filled->buffer, sorted.data_pages * kPageSize}, encoded.bytes);
       if (encoded.frame.codec == Codec::kNone) encoded.buffer = filled->buffer;
     }
     if (encoded.buffer == nullptr) pool_->release(filled->buffer);
-    done_pages_ += pages;
+    done_pages_ += sorted.pages;
     if (!encoded_.push(std::move(encoded))) break;
   }
 }

@@ -60,6 +60,16 @@ class BufferPool {
   bool closed_ = false;
 };
 
+/// Pages that are sorted already: sort_pages() was applied to them.
+struct SortedPages {
+  std::size_t list = 0;       ///< as Chunk::list
+  u64 pages = 0;              ///< of all runs
+  std::vector<PageRun> runs;  ///< of the data pages page_in_frame is set, frame not yet
+  u64 data_pages = 0;         ///< in the buffer, one behind the other
+};
+
+class BaseContent;
+
 /// Pages on their way from the guest to the store: chunks are submitted by the readers, looked at
 /// and encoded by `threads` workers, and written by one more thread.
 ///
@@ -94,6 +104,9 @@ class CapturePipeline {
 
   /// About so many bytes will be read while the guest stands still. What they need is made ready.
   void expect(u64 bytes);
+  /// What is expected is more than the buffers hold, but for pages that need not be kept it might not be: who
+  /// reads had better submit_sorted(). Not where pages are compared with a base.
+  bool is_tight() const { return is_tight_; }
   u64 chunk_pages() const { return options_.chunk_pages; }
   u64 pool_bytes() const { return pool_bytes_; }
   u64 pool_buffers() const { return pool_->count(); }
@@ -108,6 +121,8 @@ class CapturePipeline {
   std::byte* acquire_until(std::chrono::steady_clock::time_point deadline);
   /// Hands over a chunk with its pages' bytes, one behind the other, in a buffer from acquire().
   void submit(Chunk chunk, std::byte* buffer);
+  /// Hands over data pages in a buffer from acquire(). Not where pages are compared with a base.
+  void submit_sorted(SortedPages pages, std::byte* buffer);
   /// Gives back a buffer that was not submitted.
   void cancel(std::byte* buffer) { pool_->release(buffer); }
   /// Lets the workers begin.
@@ -122,8 +137,9 @@ class CapturePipeline {
 
  private:
   struct Filled {
-    Chunk chunk;
+    Chunk chunk;  ///< of what is not sorted yet
     std::byte* buffer = nullptr;
+    std::optional<SortedPages> sorted;
   };
   struct Encoded {
     std::size_t list = 0;
@@ -137,6 +153,7 @@ class CapturePipeline {
   CapturePipeline(MemoryObjectWriter& writer, std::size_t lists, const Options& options,
                   std::unique_ptr<BufferPool> pool, u64 pool_buffers);
   void work();
+  SortedPages sort(Filled& filled, BaseContent* base, std::vector<BlockPages>& same);
   void write();
   Result<u64> add_frame(Encoded& encoded);
   std::optional<Encoded> next_encoded();
@@ -147,6 +164,7 @@ class CapturePipeline {
   const Options options_;
   std::unique_ptr<BufferPool> pool_;
   const u64 pool_bytes_;
+  bool is_tight_ = false;
   BoundedQueue<Filled> filled_;
   BoundedQueue<Encoded> encoded_;
 

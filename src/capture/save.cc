@@ -2,14 +2,13 @@
 #include "vmsieve/capture/save.h"
 
 #include <algorithm>
-#include <atomic>
-#include <mutex>
 #include <thread>
 
 #include "vmsieve/base/clock.h"
 #include "vmsieve/base/thread_priority.h"
 #include "vmsieve/capture/live_capture.h"
 #include "vmsieve/capture/live_support.h"
+#include "vmsieve/capture/read_out.h"
 #include "vmsieve/capture/save_steps.h"
 #include "vmsieve/capture/tracked_save.h"
 #include "vmsieve/disks/tidy.h"
@@ -32,52 +31,6 @@ struct Captured {
   Stopped stopped;
   PagePlan plan;
 };
-
-/// Reads one chunk's pages into a buffer and hands it on.
-Result<void> read_chunk(const LiveMemory& memory, CapturePipeline& pipeline, Chunk chunk) {
-  std::byte* buffer = pipeline.acquire();
-  if (buffer == nullptr) return {};  // the pipeline has failed and tells why in finish()
-  std::byte* to = buffer;
-  for (const BlockPages& run : chunk.runs) {
-    const u64 bytes = run.pages * kPageSize;
-    if (auto read = memory.read_block(chunk.block, run.first_page * kPageSize, {to, bytes}); !read.ok()) {
-      pipeline.cancel(buffer);
-      return read.error();
-    }
-    to += bytes;
-  }
-  pipeline.submit(std::move(chunk), buffer);
-  return {};
-}
-
-/// Reads all chunks with `threads` threads; returns when the last page is in a buffer.
-Result<void> read_out(const LiveMemory& memory, CapturePipeline& pipeline, std::vector<Chunk> chunks,
-                      unsigned threads, const ProgressFunction& progress) {
-  std::atomic<std::size_t> next = 0;
-  std::mutex error_mutex;
-  std::optional<Error> error;
-  u64 total = 0;
-  for (const Chunk& chunk : chunks) total += chunk.pages * kPageSize;
-  std::atomic<u64> done = 0;
-  auto reader = [&](bool reports) {
-    for (std::size_t i = next++; i < chunks.size() && !pipeline.failed(); i = next++) {
-      const u64 bytes = chunks[i].pages * kPageSize;
-      if (auto read = read_chunk(memory, pipeline, std::move(chunks[i])); !read.ok()) {
-        const std::lock_guard lock(error_mutex);
-        if (!error) error = read.error();
-        next = chunks.size();
-      }
-      done += bytes;
-      if (reports) progress({"reading", done, total});
-    }
-  };
-  std::vector<std::thread> helpers;
-  for (unsigned i = 1; i < threads; ++i) helpers.emplace_back(reader, false);
-  reader(true);
-  for (std::thread& helper : helpers) helper.join();
-  if (error) return *error;
-  return {};
-}
 
 PagePlan plan_paused(const Save& save, const FreePages& free) {
   return plan_pages(save.layout(), free.runs, free.fill, [&](u32 block, u64 first, u64 count) {
