@@ -532,14 +532,15 @@ Result<void> LiveCapture::copy(const PagePlan& plan, CapturePipeline& pipeline, 
       std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
   protection_.end();
+  // All units are done, so nobody adds to them any more; after an error somebody might, and they are left.
+  const auto submitted = submit_early_copies();
   {
     // When the answering thread has left the pipeline after an error it does not come back.
     const std::lock_guard at_the_pipeline(pipeline_mutex_);
     const std::lock_guard lock(mutex_);
     if (error_) return *error_;
   }
-  // All units are done, so nobody adds to them any more. After an error somebody might.
-  VMSIEVE_TRY(submit_early_copies());
+  VMSIEVE_TRY(submitted);
   progress({"reading", copied_pages_ * kPageSize, pages_to_copy_ * kPageSize});
   return {};
 }
