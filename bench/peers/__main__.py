@@ -33,6 +33,20 @@ def write(path, results):
     made.rename(path)
 
 
+def earlier(path, results):
+    """The settings of a results' file of the same commit, machine and guest; those of another have no place beside these."""
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+
+    def same(of):
+        machine = {key: value for key, value in of["machine"].items() if key != "load_before"}
+        return of["mem_mib"], of["versions"]["commit"], machine
+
+    return there["settings"] if same(there) == same(results) else {}
+
+
 def bench(name, kind, choice, options):
     """One kind of guest, in all its settings; the results' file is written as soon as there is something new."""
     folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-", dir=host.BUILD))
@@ -43,10 +57,12 @@ def bench(name, kind, choice, options):
         qemus |= part.setting.programs()
     results = {"name": name, "kind": kind, "title": KINDS[kind].title, "mem_mib": options.mem_mib, "started": host.utc(),
                "machine": host.machine(), "versions": host.versions(qemus), "settings": {}}
+    if options.setting:
+        results["settings"] = earlier(path, results)
     try:
         for part in choice.parts:
-            record = results["settings"].setdefault(part.setting.name, {})
-            options.rounds = options.wanted_rounds or min(choice.rounds, part.rounds)
+            record = results["settings"][part.setting.name] = {"started": host.utc()}
+            options.rounds = options.wanted_rounds or choice.rounds
             try:
                 Rounds(part, kind, options, folder, record).run()
             except host.NotThere as error:
@@ -72,7 +88,8 @@ def parse():
     parser.add_argument("--way", nargs="+", action="extend", choices=plan.way_names(), metavar="NAME", default=[],
                         help=f"these alone: {', '.join(plan.way_names())}")
     parser.add_argument("--setting", nargs="+", action="extend", choices=plan.setting_names(), metavar="NAME", default=[],
-                        help=f"guests booted so alone: {', '.join(plan.setting_names())}")
+                        help="guests booted so alone, their figures put beside those that the same commit has of others: "
+                        f"{', '.join(plan.setting_names())}")
     parser.add_argument("--everything", action="store_true", help="all ways of all guests, not only of some")
     parser.add_argument("--rounds", type=int, dest="wanted_rounds", metavar="N")
     parser.add_argument("--mem-mib", type=int, default=4096, metavar="N")
@@ -88,7 +105,7 @@ def main():
     host.BUILD.mkdir(exist_ok=True)
     try:
         if options.quick:
-            quick = plan.Choice(plan.QUICK, 3, False)
+            quick = plan.Choice(plan.QUICK, False, rounds=3)
             for kind in options.guest or ["churned"]:
                 bench("quick" if kind == "churned" else f"quick-{kind}", kind, quick, options)
         elif not options.page:

@@ -226,6 +226,7 @@ def summary(all_results):
 
 def write(folder):
     found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    found = {name: results for name, results in found.items() if "settings" in results}  # growth.json has none
     order = [name for name in KINDS if name in found] + [name for name in found if name not in KINDS]
     all_results = [found[name] for name in order]
     text = INTRODUCTION + summary(all_results) + "\n" + "\n".join(section(folder, results) for results in all_results)

@@ -18,15 +18,14 @@ MAIN = (*stream_ways(), *mapped_ways(), SnapshotSave("snapshot-save", "QEMU snap
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The ways of one setting. `rounds`: so many at most, unless the user says how many."""
+    """The ways of one setting."""
 
     setting: settings.Setting
     ways: tuple
-    rounds: int = 3
 
 
 EVERYTHING = (
-    Part(settings.QEMU_10, MAIN, rounds=5),
+    Part(settings.QEMU_10, MAIN),
     Part(settings.QEMU_7, (*stream_ways(), *save_ways(*REFERENCE))),
     Part(settings.SHARED_FILE, (
         Migrate("migrate", "QEMU migrate, stopped", restored=False),
@@ -56,8 +55,8 @@ class Choice:
     """What is done with a kind of guest unless told otherwise."""
 
     parts: tuple
-    rounds: int
     restores: bool
+    rounds: int = 5
 
 
 def some(names):
@@ -65,11 +64,10 @@ def some(names):
 
 
 DEFAULTS = {
-    "churned": Choice(EVERYTHING, 5, True),
-    "full": Choice(some((*FEW, "mapped-ram", "mapped-ram-direct", "live-none")), 3, True),
-    "idle": Choice(some(FEW), 3, False),
+    "churned": Choice(EVERYTHING, True),
+    "full": Choice(some((*FEW, "mapped-ram", "mapped-ram-direct", "live-none")), True),
 }
-OTHERS = Choice(some(FEW), 3, False)
+OTHERS = Choice(some(FEW), False)
 
 
 def choice(kind, everything=False, names=(), setting_names=()):

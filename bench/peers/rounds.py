@@ -10,7 +10,7 @@ from . import host, measure, migration
 from .subject import GuestLost
 
 SPARE_BYTES = 8 << 30  # of the disk, that stay free
-RESTORES = 3           # of each way's last file, at most
+RESTORES = 5           # of each way's last file, at most
 BOOTS = 3              # a guest that was lost is booted again, so often in all
 
 
