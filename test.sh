@@ -107,7 +107,11 @@ fi
 if wanted guests; then
   step "real guests"
   # Debian's own interpreter: its python3-pytest is what install-deps.sh installed.
-  /usr/bin/python3 -m pytest -q -n 2 --dist loadfile --durations=15 -p no:cacheprovider tests
+  # What the tests leave is 26 GB: kept after a failure only.
+  scratch="$(mktemp -d)"
+  /usr/bin/python3 -m pytest -q -n 2 --dist loadfile --durations=15 -p no:cacheprovider --basetemp="$scratch/t" tests ||
+    { echo "files of the tests are in $scratch"; exit 1; }
+  rm -rf "$scratch"
 fi
 
 step "all done"

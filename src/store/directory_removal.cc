@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "vmsieve/store/catalog.h"
 #include "vmsieve/store/directory_store.h"
 #include "vmsieve/store/retired.h"
 
@@ -95,7 +96,7 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
   u64 leftovers = 0;
   VMSIEVE_ASSIGN(const std::vector<std::string> root_names, list_directory(*root_));
   for (const std::string& name : root_names) {
-    if (!is_half_written_marker(name)) continue;
+    if (!is_half_written_marker(name) && name != kCatalogTemporary) continue;
     VMSIEVE_ASSIGN(const bool removed, unlink_at(*root_, name));
     leftovers += removed ? 1 : 0;
   }
@@ -105,10 +106,14 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
     return checkpoints.error();
   }
   VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
+  const Catalog catalog = Catalog::read(*root_);
+  std::size_t unknown = 0;
   std::vector<std::string> retired;
   std::optional<Error> first_error;
   for (const std::string& id : names) {
     if (!is_checkpoint_id(id)) continue;
+    const Catalog::Entry* known = catalog.unchanged(*checkpoints, id);
+    if (known != nullptr && known->settled) continue;
     const auto swept = sweep_folder(*checkpoints, id, what);
     if (!swept.ok()) {
       if (!first_error) first_error = swept.error();
@@ -116,7 +121,10 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
     }
     leftovers += swept->leftover ? 1 : 0;
     if (swept->retired) retired.push_back(id);
+    if (known == nullptr && stamped_entry(*checkpoints, id)) ++unknown;
   }
+  // Whoever comes next need not open all those folders again.
+  if (unknown >= kWorthCataloguing) refresh_catalog(*root_, *checkpoints);
   const auto removed = sweep_retired(*this, *checkpoints, retired);
   if (removed.ok()) leftovers += *removed;
   if (!removed.ok() && !first_error) first_error = removed.error();

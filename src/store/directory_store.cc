@@ -5,11 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
-#include <functional>
-#include <iterator>
-#include <thread>
 
 #include "vmsieve/image/working_set.h"
 #include "vmsieve/store/directory_object.h"
@@ -22,16 +18,25 @@ namespace {
 constexpr u64 kLockTimeoutMs = 30000;
 constexpr u64 kMaxMarkerBytes = 4096;
 
-}  // namespace
-
-Result<FileLock> lock(const Directory& root) {
+Result<UniqueFd> open_lock(const Directory& root) {
   int fd = -1;
   do {
     fd = ::openat(root.fd.get(), kLock, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
   } while (fd < 0 && errno == EINTR);
-  const std::string path = root.path_of(kLock);
-  if (fd < 0) return errno_error(errno, fmt::format("cannot open {}", path));
-  return FileLock::take(UniqueFd{fd}, path, kLockTimeoutMs);
+  if (fd < 0) return errno_error(errno, fmt::format("cannot open {}", root.path_of(kLock)));
+  return UniqueFd{fd};
+}
+
+}  // namespace
+
+Result<FileLock> lock(const Directory& root) {
+  VMSIEVE_ASSIGN(UniqueFd fd, open_lock(root));
+  return FileLock::take(std::move(fd), root.path_of(kLock), kLockTimeoutMs);
+}
+
+Result<FileLock> try_lock(const Directory& root) {
+  VMSIEVE_ASSIGN(UniqueFd fd, open_lock(root));
+  return FileLock::try_take(std::move(fd), root.path_of(kLock));
 }
 
 Result<void> check_marker(const Directory& root) {
@@ -152,56 +157,6 @@ Result<Directory> open_root(const std::string& path, bool create) {
   return Directory{std::move(*fd), path};
 }
 
-/// The objects of a checkpoint are there and as long as its manifest says.
-Result<void> check_objects(const Directory& folder, const Manifest& manifest) {
-  for (const ObjectRecord& object : manifest.objects) {
-    const auto bytes = regular_size_at(folder, object.name);
-    if (!bytes.ok()) {
-      const bool missing = bytes.error().kind() == ErrorKind::kNotFound;
-      if (!missing) return bytes.error().with_context(fmt::format("checkpoint {}", manifest.id));
-      return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} is missing", manifest.id, object.name);
-    }
-    if (*bytes != object.bytes) {
-      return make_error(ErrorKind::kDamaged, "checkpoint {}: object {} has {} bytes instead of {}",
-                        manifest.id, object.name, *bytes, object.bytes);
-    }
-  }
-  return {};
-}
-
-/// Adds what there is under one name.
-void list_one(const Directory& checkpoints, const std::string& id, Listing& listing) {
-  const auto folder = open_directory_at(checkpoints, id);
-  if (!folder.ok()) {
-    if (folder.error().kind() != ErrorKind::kNotFound) listing.damaged.push_back({id, folder.error()});
-    return;
-  }
-  auto manifest = read_manifest(*folder, id);
-  const auto objects = manifest.ok() ? check_objects(*folder, *manifest) : Result<void>{manifest.error()};
-  if (objects.ok()) {
-    listing.checkpoints.push_back(std::move(*manifest));
-    return;
-  }
-  if (const auto retired = exists_at(*folder, kRetired); retired.ok() && *retired) {
-    ++listing.retired;
-    struct stat info {};
-    if (::fstatat(folder->fd.get(), kMemory, &info, AT_SYMLINK_NOFOLLOW) == 0)
-      listing.retired_bytes += static_cast<u64>(info.st_blocks) * 512;
-    return;
-  }
-  // No manifest, or it is gone now: removed while we looked, or never committed.
-  const auto exists = exists_at(*folder, kManifest);
-  if (!exists.ok() || *exists) listing.damaged.push_back({id, objects.error()});
-}
-
-/// A thread is worth its start from some dozens of manifests on; those of a store on a network wait for it.
-std::size_t reading_threads(std::size_t checkpoints) {
-  constexpr std::size_t kCheckpointsEach = 32;
-  constexpr std::size_t kMostThreads = 8;
-  return std::min({(checkpoints + kCheckpointsEach - 1) / kCheckpointsEach, kMostThreads,
-                   std::size_t{std::max(1U, std::thread::hardware_concurrency())}});
-}
-
 }  // namespace
 
 Result<std::unique_ptr<DirectoryStore>> DirectoryStore::open_path(const std::string& path, bool create) {
@@ -234,38 +189,6 @@ Result<std::unique_ptr<CheckpointWriter>> DirectoryStore::begin() {
 
 Result<std::unique_ptr<CheckpointWriter>> DirectoryStore::begin_as(const std::string& id) {
   return begin_checkpoint(root_, id);
-}
-
-Result<Listing> DirectoryStore::list() const {
-  Listing listing;
-  const auto checkpoints = open_directory_at(*root_, kCheckpoints);
-  if (!checkpoints.ok()) {
-    if (checkpoints.error().kind() == ErrorKind::kNotFound) return listing;
-    return checkpoints.error();
-  }
-  VMSIEVE_ASSIGN(std::vector<std::string> names, list_directory(*checkpoints));
-  std::erase_if(names, [](const std::string& name) { return !is_checkpoint_id(name); });
-
-  std::vector<Listing> parts(reading_threads(names.size()));
-  std::atomic<std::size_t> next = 0;
-  const auto read = [&](Listing& part) {
-    for (std::size_t i = next++; i < names.size(); i = next++) list_one(*checkpoints, names[i], part);
-  };
-  std::vector<std::thread> helpers;
-  for (std::size_t i = 1; i < parts.size(); ++i) helpers.emplace_back(read, std::ref(parts[i]));
-  if (!parts.empty()) read(parts.front());
-  for (std::thread& helper : helpers) helper.join();
-  for (Listing& part : parts) {
-    std::ranges::move(part.checkpoints, std::back_inserter(listing.checkpoints));
-    std::ranges::move(part.damaged, std::back_inserter(listing.damaged));
-    listing.retired += part.retired;
-    listing.retired_bytes += part.retired_bytes;
-  }
-  std::ranges::sort(listing.damaged, {}, &DamagedCheckpoint::id);
-  std::sort(listing.checkpoints.begin(), listing.checkpoints.end(), [](const Manifest& a, const Manifest& b) {
-    return std::tie(a.created, a.id) < std::tie(b.created, b.id);
-  });
-  return listing;
 }
 
 Result<Manifest> DirectoryStore::manifest(const std::string& id) const {

@@ -19,6 +19,7 @@ class DirectoryStore : public Store {
   const std::string& name() const override { return root_->path; }
   Result<std::unique_ptr<CheckpointWriter>> begin() override;
   Result<Listing> list() const override;
+  Result<Summaries> summaries() const override;
   Result<Manifest> manifest(const std::string& id) const override;
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override;
   Result<std::string> read_hint(const std::string& id) const override;
@@ -50,6 +51,8 @@ namespace directory_store {
 inline constexpr const char* kMarker = "vmsieve-store";
 inline constexpr std::string_view kMarkerText = "vmsieve-store 1\n";
 inline constexpr const char* kLock = "lock";
+inline constexpr const char* kCatalog = "catalog.hint";
+inline constexpr const char* kCatalogTemporary = "catalog.hint.new";
 inline constexpr const char* kCheckpoints = "checkpoints";
 inline constexpr const char* kManifest = "manifest";
 inline constexpr const char* kManifestTemporary = "manifest.new";
@@ -66,6 +69,8 @@ inline constexpr const char* kMemory = "memory";
 
 /// The store-wide lock: held for moments, so a long wait means that somebody is stuck (kBusy).
 Result<FileLock> lock(const Directory& root);
+/// The same if it is free; one that is not held when it is not.
+Result<FileLock> try_lock(const Directory& root);
 
 /// Is it the name of a marker being written?
 bool is_half_written_marker(std::string_view name);
@@ -79,6 +84,12 @@ Result<Directory> open_checkpoint_folder(const Directory& root, const std::strin
 /// The record of disks, and copies of them, over which there may be files of restored guests: they stay with
 /// the record.
 bool stays_with_disks(std::string_view name);
+
+/// Brings the catalog up to date when many checkpoints are not in it. Under the store's lock.
+void refresh_catalog(const Directory& root, const Directory& checkpoints);
+
+/// So many checkpoints that are not in the catalog are worth writing it again.
+inline constexpr std::size_t kWorthCataloguing = 32;
 
 /// Reads and decodes the manifest in a checkpoint's folder, and checks that it is of this id.
 Result<Manifest> read_manifest(const Directory& folder, const std::string& id);

@@ -13,26 +13,25 @@ constexpr std::string_view kLatest = "latest";
 constexpr std::size_t kMinPrefix = 4;
 constexpr std::size_t kIdDigits = 16;
 
-Result<std::string> latest_of(const Listing& listing, std::string_view vm_name, const std::string& store) {
+Result<std::string> latest_of(const Summaries& listing, std::string_view vm_name, const std::string& store) {
   // The listing goes from the oldest to the newest.
   const auto& all = listing.checkpoints;
-  const auto found = std::find_if(
-      all.rbegin(), all.rend(), [vm_name](const Manifest& manifest) { return manifest.vm_name == vm_name; });
+  const auto found = std::find_if(all.rbegin(), all.rend(),
+                                  [vm_name](const CheckpointSummary& one) { return one.vm_name == vm_name; });
   if (found != all.rend()) return found->id;
   std::vector<std::string> names;
-  for (const Manifest& manifest : all) names.push_back(printable(manifest.vm_name));
+  for (const CheckpointSummary& one : all) names.push_back(printable(one.vm_name));
   std::sort(names.begin(), names.end());
   names.erase(std::unique(names.begin(), names.end()), names.end());
   return make_error(ErrorKind::kNotFound, "store {} has no checkpoint of a VM named '{}'{}{}", store,
                     printable(vm_name), names.empty() ? "" : "; it has some of: ", fmt::join(names, ", "));
 }
 
-Result<std::string> by_prefix(const Listing& listing, std::string_view prefix, const std::string& store) {
+Result<std::string> by_prefix(const Summaries& listing, std::string_view prefix, const std::string& store) {
   std::vector<std::string> candidates;
-  for (const Manifest& manifest : listing.checkpoints) {
-    if (manifest.id.starts_with(prefix)) {
-      candidates.push_back(
-          fmt::format("{} ({}, {})", manifest.id, printable(manifest.vm_name), manifest.created));
+  for (const CheckpointSummary& one : listing.checkpoints) {
+    if (one.id.starts_with(prefix)) {
+      candidates.push_back(fmt::format("{} ({}, {})", one.id, printable(one.vm_name), one.created));
     }
   }
   for (const DamagedCheckpoint& damaged : listing.damaged) {
@@ -49,6 +48,20 @@ Result<std::string> by_prefix(const Listing& listing, std::string_view prefix, c
 }
 
 }  // namespace
+
+CheckpointSummary CheckpointSummary::of(const Manifest& manifest) {
+  return {.id = manifest.id,
+          .created = manifest.created,
+          .mode = manifest.mode,
+          .parent = manifest.parent,
+          .vm_name = manifest.vm_name,
+          .kernel = manifest.introspection.used ? manifest.introspection.kernel : "",
+          .vm_pid = manifest.vm_pid,
+          .periodic = manifest.periodic,
+          .pause_ms = manifest.pause_ms,
+          .guest_bytes = manifest.guest_bytes,
+          .stored_bytes = manifest.stored_bytes};
+}
 
 Result<std::string> Store::read_hint(const std::string& /*id*/) const {
   return make_error(ErrorKind::kUnsupported, "store {} keeps no hints", name());
@@ -71,7 +84,7 @@ Result<std::string> Store::resolve(std::string_view checkpoint) const {
   // A whole id needs no look at all the others, if it is one.
   if (!by_name && checkpoint.size() == kIdDigits && manifest(std::string{checkpoint}))
     return std::string{checkpoint};
-  VMSIEVE_ASSIGN(const Listing listing, list());
+  VMSIEVE_ASSIGN(const Summaries listing, summaries());
   if (by_name) return latest_of(listing, checkpoint.substr(0, at), name());
   return by_prefix(listing, checkpoint, name());
 }

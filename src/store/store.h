@@ -73,12 +73,33 @@ struct DamagedCheckpoint {
   Error error;
 };
 
-struct Listing {
-  std::vector<Manifest> checkpoints;  ///< oldest first
+/// What a manifest says, as far as it is needed to choose among checkpoints.
+struct CheckpointSummary {
+  std::string id;
+  std::string created;  ///< this and the following as in Manifest
+  std::string mode;
+  std::string parent;
+  std::string vm_name;
+  std::string kernel;  ///< the guest's that was looked into; empty when none was
+  u64 vm_pid = 0;
+  bool periodic = false;
+  double pause_ms = 0;
+  u64 guest_bytes = 0;
+  u64 stored_bytes = 0;
+
+  static CheckpointSummary of(const Manifest& manifest);
+  friend bool operator==(const CheckpointSummary&, const CheckpointSummary&) = default;
+};
+
+template <typename Checkpoint>
+struct ListingOf {
+  std::vector<Checkpoint> checkpoints;  ///< oldest first
   std::vector<DamagedCheckpoint> damaged;
   u64 retired = 0;        ///< removed checkpoints of which something is kept for others
   u64 retired_bytes = 0;  ///< what they take on the disk
 };
+using Listing = ListingOf<Manifest>;
+using Summaries = ListingOf<CheckpointSummary>;
 
 /// What remove() left in the store.
 struct Removal {
@@ -104,6 +125,10 @@ class Store {
 
   virtual Result<std::unique_ptr<CheckpointWriter>> begin() = 0;
   virtual Result<Listing> list() const = 0;
+  /// The same in short. A store may keep what it has found (docs/format.md, "The catalog") and read a
+  /// manifest again only where something has changed: damage that changes no file's time or length is then
+  /// left for whoever reads the manifest itself.
+  virtual Result<Summaries> summaries() const = 0;
   virtual Result<Manifest> manifest(const std::string& id) const = 0;
   /// Of a removed checkpoint that others need, `memory` can still be opened, and nothing else.
   virtual Result<std::unique_ptr<ObjectReader>> open(const std::string& id,

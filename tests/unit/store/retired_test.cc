@@ -178,6 +178,7 @@ class RemovingStore : public Store {
   const std::string& name() const override { return store_.name(); }
   Result<std::unique_ptr<CheckpointWriter>> begin() override { return store_.begin(); }
   Result<Listing> list() const override { return store_.list(); }
+  Result<Summaries> summaries() const override { return store_.summaries(); }
   Result<Manifest> manifest(const std::string& id) const override { return store_.manifest(id); }
   Result<std::unique_ptr<ObjectReader>> open(const std::string& id, std::string_view object) const override {
     if (store_.manifest(id_).ok()) {
