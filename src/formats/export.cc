@@ -35,6 +35,7 @@ Result<u64> write_stream(const CheckpointReader& reader, OutputFile& file, bool 
   VMSIEVE_ASSIGN(const auto sections, device_sections(device_state));
   // Machine types have both or neither (StreamFormat).
   const bool footers = has_section_footers(sections);
+  reader.expect_one_pass();
   FrameFeed feed(reader, frame_jobs(reader.index()), threads);
   MigrationStreamWriter writer([&](std::span<const std::byte> bytes) { return file.append(bytes); },
                                manifest.machine_type, stream_layout(reader.index()).blocks,

@@ -152,6 +152,7 @@ Result<void> write_segments(const CheckpointReader& reader, const std::vector<Fi
     }
   }
 
+  reader.expect_one_pass();
   FrameFeed feed(reader, frame_jobs(index, elsewhere), threads);
   for (;;) {
     VMSIEVE_ASSIGN(const auto decoded, feed.next());

@@ -64,6 +64,7 @@ Result<CloneMemory> CloneMemory::make(const CheckpointReader& reader, const Memo
   if (memory.files_.empty())
     return Error(ErrorKind::kUnsupported, "the checkpoint does not say which RAM block is main memory");
 
+  reader.expect_one_pass();
   FrameFeed feed(reader, frame_jobs(index, elsewhere), threads);
   for (;;) {
     VMSIEVE_ASSIGN(const auto decoded, feed.next());

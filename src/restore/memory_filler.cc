@@ -14,6 +14,9 @@ namespace vmsieve {
 
 namespace {
 
+/// A thread waits for the disk before it writes; meanwhile others do.
+constexpr unsigned kReadersEach = 4;
+
 /// The work that is shared by some threads.
 class Filler {
  public:
@@ -98,11 +101,12 @@ Result<SentPages> fill_memory(const CheckpointReader& reader, const MemoryIndex&
                               const FreshMemory& fresh, pid_t qemu, unsigned threads,
                               const ProgressFunction& progress) {
   VMSIEVE_CHECK(threads > 0 && fresh.brought.size() == index.blocks.size());
+  reader.expect_one_pass();
   Filler filler(reader, index, fresh, qemu);
   SentPages sent;
   VMSIEVE_ASSIGN(sent.fill, filler.fill());
   std::vector<std::thread> helpers;
-  for (unsigned i = 1; i < threads; ++i) helpers.emplace_back([&filler] { filler.work({}); });
+  for (unsigned i = 1; i < kReadersEach * threads; ++i) helpers.emplace_back([&filler] { filler.work({}); });
   filler.work(progress);
   for (std::thread& helper : helpers) helper.join();
   VMSIEVE_ASSIGN(sent.data, filler.done_pages());

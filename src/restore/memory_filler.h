@@ -12,10 +12,10 @@
 
 namespace vmsieve {
 
-/// Writes the pages of a checkpoint straight into a new QEMU that waits for its migration stream, on
-/// `threads` threads: through the stream QEMU would take them in one, and each by a copy more. Every frame is
-/// checked before a page of it is written. Pages that read as zeros are left as they are. Where the host
-/// gives huge pages, the new memory gets them.
+/// Writes the pages of a checkpoint straight into a new QEMU that waits for its migration stream, on as many
+/// threads as keep `threads` cores and the disk at work: through the stream QEMU would take them in one, and
+/// each by a copy more. Every frame is checked before a page of it is written. Pages that read as zeros are
+/// left as they are. Where the host gives huge pages, the new memory gets them.
 ///
 /// kPermission when this host does not let us write to the process; nothing is written then. After any other
 /// error the new QEMU is of no use.

@@ -93,6 +93,7 @@ struct Work {
 
   const MemoryIndex& index() const { return changed ? *changed : reader->index(); }
   void start_decoding() {
+    if (!server) reader->expect_one_pass();
     feed = std::make_unique<FrameFeed>(*reader, frame_jobs(index(), brought_elsewhere), threads);
   }
 };

@@ -45,6 +45,11 @@ class CheckpointReader {
   /// `scratch.decoded` until its next use.
   Result<std::span<const std::byte>> read_frame(u64 frame, Scratch& scratch) const;
 
+  /// Tells that all frames will be read, once: ObjectReader::expect_one_pass(). Not beside other calls.
+  void expect_one_pass() const {
+    for (const Memory& memory : memories_) memory.object->expect_one_pass();
+  }
+
   /// QEMU's device state, checked against the manifest's checksum.
   Result<std::vector<std::byte>> device_state() const;
 

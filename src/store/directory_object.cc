@@ -2,11 +2,14 @@
 #include "vmsieve/store/directory_object.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+
+#include "vmsieve/image/memory_index.h"
 
 namespace vmsieve {
 namespace {
@@ -26,8 +29,40 @@ constexpr u64 kLeastInPlaceBytes = 64 * kKiB;
 constexpr u64 kLeastAllocation = 4 * kMiB;
 constexpr u64 kMostAllocation = 256 * kMiB;
 
+/// A file of a sixteenth of the host's memory pushes out of the page cache what others have there.
+constexpr u64 kLargeShare = 16;
+constexpr u64 kDirectReadBytes = kMaxFrameBytes + 2 * DirectoryObjectWriter::kDirectAlignment;
+
 /// A sweep holds an object for as long as making holes takes.
 constexpr u64 kSharedLockTimeoutMs = 30000;
+
+u64 physical_memory_bytes() {
+  const long pages = ::sysconf(_SC_PHYS_PAGES);
+  const long bytes = ::sysconf(_SC_PAGESIZE);
+  return pages > 0 && bytes > 0 ? static_cast<u64>(pages) * static_cast<u64>(bytes) : 0;
+}
+
+/// Is most of the file in the page cache? Not, if that cannot be told.
+bool mostly_cached(int fd, u64 size) {
+  constexpr u64 kWindow = 256 * kMiB;
+  const u64 page = static_cast<u64>(::sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> resident(kWindow / page);
+  u64 cached = 0;
+  for (u64 offset = 0; offset < size; offset += kWindow) {
+    const u64 bytes = std::min(kWindow, size - offset);
+    void* window = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED, fd, static_cast<off_t>(offset));
+    if (window == MAP_FAILED) return false;
+    const u64 pages = (bytes + page - 1) / page;
+    if (::mincore(window, bytes, resident.data()) == 0) {
+      cached += static_cast<u64>(std::count_if(resident.begin(),
+                                               resident.begin() + static_cast<std::ptrdiff_t>(pages),
+                                               [](unsigned char state) { return (state & 1) != 0; })) *
+                page;
+    }
+    (void)::munmap(window, bytes);
+  }
+  return cached > size / 2;
+}
 
 }  // namespace
 
@@ -260,7 +295,52 @@ Result<void> DirectoryObjectReader::read(u64 offset, std::span<std::byte> out) c
     return make_error(ErrorKind::kDamaged, "{} has {:#x} bytes, {:#x} bytes at offset {:#x} were expected",
                       path_, size_, out.size(), offset);
   }
+  return direct_ ? read_direct(offset, out) : pread_exact(file_.fd(), out, offset, path_);
+}
+
+void DirectoryObjectReader::expect_one_pass() const {
+  if (direct_ || size_ < physical_memory_bytes() / kLargeShare || mostly_cached(file_.fd(), size_)) return;
+  const int flags = ::fcntl(file_.fd(), F_GETFL);
+  direct_ = flags >= 0 && ::fcntl(file_.fd(), F_SETFL, flags | O_DIRECT) == 0;
+}
+
+/// The disk wants more than kDirectAlignment.
+Result<void> DirectoryObjectReader::read_without_direct(u64 offset, std::span<std::byte> out) const {
+  if (const int flags = ::fcntl(file_.fd(), F_GETFL); flags >= 0)
+    (void)::fcntl(file_.fd(), F_SETFL, flags & ~O_DIRECT);
+  direct_ = false;
   return pread_exact(file_.fd(), out, offset, path_);
+}
+
+Result<void> DirectoryObjectReader::read_direct(u64 offset, std::span<std::byte> out) const {
+  constexpr u64 kDirectAlignment = DirectoryObjectWriter::kDirectAlignment;
+  // Each thread's own, as long as it lives.
+  thread_local const std::unique_ptr<void, decltype(&std::free)> memory{
+      std::aligned_alloc(kDirectAlignment, kDirectReadBytes), &std::free};
+  auto* const buffer = static_cast<std::byte*>(memory.get());
+  if (buffer == nullptr)
+    return make_error(ErrorKind::kIo, "no memory for {} bytes of read buffer", kDirectReadBytes);
+  while (!out.empty()) {
+    const u64 start = round_down(offset, kDirectAlignment);
+    const u64 wanted = std::min<u64>(offset - start + out.size(), kDirectReadBytes);
+    const ssize_t n =
+        ::pread(file_.fd(), buffer, round_up(wanted, kDirectAlignment), static_cast<off_t>(start));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EINVAL) return read_without_direct(offset, out);
+    if (n < 0)
+      return errno_error(errno,
+                         fmt::format("cannot read {} bytes at offset {:#x} of {}", wanted, start, path_));
+    const u64 ahead = offset - start;
+    if (static_cast<u64>(n) <= ahead) {
+      return make_error(ErrorKind::kDamaged, "{} ends at {:#x}, {} bytes more were expected", path_,
+                        start + static_cast<u64>(n), out.size());
+    }
+    const u64 part = std::min<u64>(static_cast<u64>(n) - ahead, out.size());
+    std::memcpy(out.data(), buffer + ahead, part);
+    offset += part;
+    out = out.subspan(part);
+  }
+  return {};
 }
 
 }  // namespace vmsieve

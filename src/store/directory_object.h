@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -90,14 +91,19 @@ class DirectoryObjectReader : public ObjectReader {
 
   u64 size() const override { return size_; }
   Result<void> read(u64 offset, std::span<std::byte> out) const override;
+  void expect_one_pass() const override;
 
  private:
+  Result<void> read_direct(u64 offset, std::span<std::byte> out) const;
+  Result<void> read_without_direct(u64 offset, std::span<std::byte> out) const;
+
   DirectoryObjectReader(FileLock file, std::string path, u64 size)
       : file_(std::move(file)), path_(std::move(path)), size_(size) {}
 
   FileLock file_;
   std::string path_;
   u64 size_;
+  mutable std::atomic<bool> direct_ = false;  ///< the descriptor is O_DIRECT
 };
 
 }  // namespace vmsieve

@@ -45,6 +45,9 @@ class ObjectReader {
   virtual u64 size() const = 0;
   /// Exactly out.size() bytes at `offset`; kDamaged when the object is shorter.
   virtual Result<void> read(u64 offset, std::span<std::byte> out) const = 0;
+  /// Tells that most of the object will be read, once: what is so large that it would push others out of the
+  /// host's page cache, and is not in it, is then read around it.
+  virtual void expect_one_pass() const {}
 };
 
 /// A checkpoint being written. Until commit() returns ok it does not exist for anybody else;

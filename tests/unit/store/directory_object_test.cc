@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -209,6 +210,47 @@ TEST(DirectoryObjectReader, ReadsInsideTheObjectOnly) {
   for (const u64 offset : {u64{7}, u64{11}, ~u64{0}}) {
     EXPECT_EQ((*reader)->read(offset, out).error().kind(), ErrorKind::kDamaged) << offset;
   }
+}
+
+TEST(DirectoryObjectReader, WhatIsLargeForTheHostIsReadAroundItsPageCache) {
+  const TemporaryDirectory temporary;
+  const fs::path path = temporary.path() / "object";
+  const std::string text(3 * kMaxFrameBytes, 'x');
+  write_file(path, text);
+  const u64 memory = static_cast<u64>(::sysconf(_SC_PHYS_PAGES)) * static_cast<u64>(::sysconf(_SC_PAGESIZE));
+  const u64 size = round_down(memory / 16, kPageSize) + kPageSize + 7;  // holes behind the text
+  fs::resize_file(path, size);
+  const UniqueFd file = std::move(*open_file(path.string(), O_RDWR));
+  ASSERT_EQ(::fsync(file.get()), 0);
+  ASSERT_EQ(::posix_fadvise(file.get(), 0, 0, POSIX_FADV_DONTNEED), 0);
+  const auto reader = DirectoryObjectReader::open(directory_at(temporary.path()), "object");
+  ASSERT_TRUE(reader.ok());
+  (*reader)->expect_one_pass();
+  const auto expect = [&](u64 offset, u64 bytes) {
+    std::vector<std::byte> out(bytes, std::byte{1});
+    const auto read = (*reader)->read(offset, out);
+    ASSERT_TRUE(read.ok()) << read.error().message();
+    for (u64 i = 0; i < bytes; ++i) {
+      const char expected = offset + i < text.size() ? 'x' : '\0';
+      ASSERT_EQ(static_cast<char>(out[i]), expected) << offset << " + " << i;
+    }
+  };
+  expect(0, 1);
+  expect(4095, 2);
+  expect(123, 2 * kMaxFrameBytes + 1);
+  expect(text.size() - 5, 10);
+  expect(size - 3, 3);
+  expect(size - 5000, 5000);
+  void* window = ::mmap(nullptr, text.size(), PROT_READ, MAP_SHARED, file.get(), 0);
+  ASSERT_NE(window, MAP_FAILED);
+  std::vector<unsigned char> resident(text.size() / kPageSize);
+  ASSERT_EQ(::mincore(window, text.size(), resident.data()), 0);
+  ::munmap(window, text.size());
+  if ((::fcntl(file.get(), F_SETFL, O_DIRECT)) == 0)
+    EXPECT_EQ(std::ranges::count_if(resident, [](unsigned char state) { return (state & 1) != 0; }), 0);
+  fs::resize_file(path, 2 * kPageSize);
+  std::vector<std::byte> out(kPageSize);
+  EXPECT_EQ((*reader)->read(kPageSize + 1, out).error().kind(), ErrorKind::kDamaged);
 }
 
 TEST(DirectoryObjectReader, AFileThatShrankMeanwhileIsDamage) {
