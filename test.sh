@@ -46,7 +46,7 @@ wanted() {
 step() { printf '\n== %s (%ds)\n' "$1" "$SECONDS"; }
 
 jobs="$(nproc)"
-fuzz_seconds=60
+fuzz_seconds=42
 if ((long)); then
   fuzz_seconds=1800
   export VMSIEVE_LONG=1

@@ -3,11 +3,12 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <chrono>
+#include <set>
 #include <span>
 
 #include "vmsieve/base/endian.h"
@@ -21,10 +22,11 @@ namespace {
 using namespace directory_store;
 
 constexpr std::string_view kFirstLine = "vmsieve-catalog 1\n";
-constexpr u64 kMaxCatalogBytes = 256 * kMiB;
+constexpr u64 kMaxCatalogBytes = 64 * kMiB;
+constexpr u64 kMaxObjects = 1024;
 constexpr u64 kIdBytes = 16;
 constexpr u64 kNs = 1'000'000'000;
-constexpr u64 kAgedNs = 2 * kNs;
+constexpr u64 kAgedNs = 3 * kNs;
 
 constexpr u64 kSettled = 1;
 constexpr u64 kPeriodic = 2;
@@ -117,10 +119,13 @@ void decode_entry(Decoder& in, Catalog& catalog) {
   if ((flags & ~kKnownFlags) != 0) in.fail();
   entry.settled = (flags & kSettled) != 0;
   summary.periodic = (flags & kPeriodic) != 0;
-  for (u64 objects = in.number(); objects > 0 && !in.failed(); --objects) {
+  u64 objects = in.number();
+  if (objects > kMaxObjects) in.fail();
+  std::set<std::string> names;
+  for (; objects > 0 && !in.failed(); --objects) {
     ObjectRecord object;
     object.name = in.text();
-    if (!is_object_name(object.name)) in.fail();
+    if (!is_object_name(object.name) || !names.insert(object.name).second) in.fail();
     object.bytes = in.number();
     entry.objects.push_back(std::move(object));
   }
@@ -193,8 +198,16 @@ Catalog Catalog::read(const Directory& root) {
 }
 
 Result<void> Catalog::write(const Directory& root) const {
+  const std::string text = encode();
+  if (text.size() > kMaxCatalogBytes)
+    return make_error(ErrorKind::kUnsupported, "a catalog of {} bytes would not be read again", text.size());
   VMSIEVE_TRY(unlink_at(root, kCatalogTemporary));
-  return publish_file_at(root, kCatalogTemporary, kCatalog, encode(), IfNotDurable::kKeep);
+  VMSIEVE_ASSIGN(const UniqueFd fd, create_file_at(root, kCatalogTemporary, O_WRONLY));
+  auto written = write_all(fd.get(), as_byte_span(text), root.path_of(kCatalogTemporary));
+  if (written.ok() && ::renameat(root.fd.get(), kCatalogTemporary, root.fd.get(), kCatalog) != 0)
+    written = errno_error(errno, fmt::format("cannot rename {}", root.path_of(kCatalogTemporary)));
+  if (!written.ok()) (void)unlink_at(root, kCatalogTemporary);
+  return written;
 }
 
 const Catalog::Entry* Catalog::unchanged(const Directory& checkpoints, const std::string& id) const {

@@ -24,7 +24,7 @@ struct FileStamp {
 
   friend bool operator==(const FileStamp&, const FileStamp&) = default;
   /// Two changes within one tick of a file system's clock (up to 2 s) look like one: a stamp tells something
-  /// only once it has been older than that.
+  /// only once it has been older than that, and not if it is of the future.
   bool has_aged(u64 now_ns) const;
 };
 
@@ -47,7 +47,7 @@ class Catalog {
 
   /// The catalog of a store; an empty one when there is none that can be used.
   static Catalog read(const Directory& root);
-  /// Replaces it. Under the store's lock.
+  /// Replaces it, not durably: one that is torn is none. Under the store's lock.
   Result<void> write(const Directory& root) const;
 
   /// The entry of a checkpoint whose folder and manifest are as they were, and whose objects are there in
@@ -62,5 +62,19 @@ class Catalog {
 /// The stamps of a checkpoint's folder and of the manifest in it, taken before either is read; nothing when
 /// there is no such folder with a manifest, or one of them has not aged.
 std::optional<Catalog::Entry> stamped_entry(const Directory& checkpoints, const std::string& id);
+
+namespace directory_store {
+
+/// So many checkpoints that are not in the catalog are worth writing it again.
+inline constexpr std::size_t kWorthCataloguing = 32;
+/// As many are read by one sweep, for others wait for the lock that it holds.
+inline constexpr std::size_t kMostAddedAtOnce = 4096;
+
+/// Reads the checkpoints `unknown` and writes them into the store's catalog, which `catalog` was read from,
+/// if they are worth that and it was not written in the last minute. Under the store's lock.
+void add_to_catalog(const Directory& root, const Directory& checkpoints, Catalog catalog,
+                    std::vector<std::string> unknown);
+
+}  // namespace directory_store
 
 }  // namespace vmsieve

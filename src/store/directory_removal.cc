@@ -97,8 +97,9 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
   VMSIEVE_ASSIGN(const std::vector<std::string> root_names, list_directory(*root_));
   for (const std::string& name : root_names) {
     if (!is_half_written_marker(name) && name != kCatalogTemporary) continue;
-    VMSIEVE_ASSIGN(const bool removed, unlink_at(*root_, name));
-    leftovers += removed ? 1 : 0;
+    const auto removed = unlink_at(*root_, name);
+    if (!removed.ok() && name != kCatalogTemporary) return removed.error();
+    leftovers += removed.ok() && *removed ? 1 : 0;
   }
   const auto checkpoints = open_directory_at(*root_, kCheckpoints);
   if (!checkpoints.ok()) {
@@ -106,8 +107,8 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
     return checkpoints.error();
   }
   VMSIEVE_ASSIGN(const std::vector<std::string> names, list_directory(*checkpoints));
-  const Catalog catalog = Catalog::read(*root_);
-  std::size_t unknown = 0;
+  Catalog catalog = Catalog::read(*root_);
+  std::vector<std::string> unknown;
   std::vector<std::string> retired;
   std::optional<Error> first_error;
   for (const std::string& id : names) {
@@ -121,10 +122,11 @@ Result<u64> DirectoryStore::sweep(Sweep what) {
     }
     leftovers += swept->leftover ? 1 : 0;
     if (swept->retired) retired.push_back(id);
-    if (known == nullptr && stamped_entry(*checkpoints, id)) ++unknown;
+    if (known == nullptr && unknown.size() < kMostAddedAtOnce && stamped_entry(*checkpoints, id))
+      unknown.push_back(id);
   }
   // Whoever comes next need not open all those folders again.
-  if (unknown >= kWorthCataloguing) refresh_catalog(*root_, *checkpoints);
+  add_to_catalog(*root_, *checkpoints, std::move(catalog), std::move(unknown));
   const auto removed = sweep_retired(*this, *checkpoints, retired);
   if (removed.ok()) leftovers += *removed;
   if (!removed.ok() && !first_error) first_error = removed.error();

@@ -85,12 +85,6 @@ Result<Directory> open_checkpoint_folder(const Directory& root, const std::strin
 /// the record.
 bool stays_with_disks(std::string_view name);
 
-/// Brings the catalog up to date when many checkpoints are not in it. Under the store's lock.
-void refresh_catalog(const Directory& root, const Directory& checkpoints);
-
-/// So many checkpoints that are not in the catalog are worth writing it again.
-inline constexpr std::size_t kWorthCataloguing = 32;
-
 /// Reads and decodes the manifest in a checkpoint's folder, and checks that it is of this id.
 Result<Manifest> read_manifest(const Directory& folder, const std::string& id);
 

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
+#include <ctime>
 #include <functional>
 #include <iterator>
 #include <thread>
@@ -118,13 +120,14 @@ bool is_settled(const Directory& folder, const Manifest& manifest) {
          });
 }
 
-/// A checkpoint that was read, and what the catalog is to say of it, if it can.
+/// A checkpoint, and what the catalog is to say of it, if it can.
 struct LookedAt {
   CheckpointSummary summary;
   std::optional<Catalog::Entry> entry;
+  bool known = false;  ///< `entry` is the catalog's, as it was
 };
 
-void look_at_one(const Directory& checkpoints, const std::string& id, ListingOf<LookedAt>& listing) {
+void read_one(const Directory& checkpoints, const std::string& id, ListingOf<LookedAt>& listing) {
   // Before it is read: what changes after that gives another stamp.
   std::optional<Catalog::Entry> entry = stamped_entry(checkpoints, id);
   list_one(checkpoints, id, listing, [&entry](const Directory& folder, const Manifest& manifest) {
@@ -139,54 +142,53 @@ void look_at_one(const Directory& checkpoints, const std::string& id, ListingOf<
   });
 }
 
-/// All of a store's, and how many of them the catalog did not have and has now.
-struct Summarized {
-  Summaries summaries;
-  std::size_t added = 0;
-};
+/// By the catalog if nothing has changed, else by its manifest.
+void look_at_one(const Directory& checkpoints, const Catalog& catalog, const std::string& id,
+                 ListingOf<LookedAt>& listing) {
+  if (const Catalog::Entry* entry = catalog.current(checkpoints, id)) {
+    listing.checkpoints.push_back({entry->summary, *entry, true});
+  } else {
+    read_one(checkpoints, id, listing);
+  }
+}
 
-/// `catalog` is brought up to date.
-Result<Summarized> summarize(const Directory& checkpoints, Catalog& catalog) {
-  VMSIEVE_ASSIGN(const std::vector<std::string> ids, checkpoint_ids(checkpoints));
-  Summarized found;
-  Catalog now;
-  std::vector<std::string> unknown;
-  for (const std::string& id : ids) {
-    if (const Catalog::Entry* entry = catalog.current(checkpoints, id)) {
-      found.summaries.checkpoints.push_back(entry->summary);
-      now.entries.insert(now.entries.end(), catalog.entries.extract(id));
-    } else {
-      unknown.push_back(id);
-    }
+/// Adds the entries of what was looked at; returns how many of them were not known.
+std::size_t add_entries(Catalog& catalog, std::vector<LookedAt>& looked_at) {
+  std::size_t added = 0;
+  for (LookedAt& one : looked_at) {
+    if (!one.entry) continue;
+    catalog.entries.insert_or_assign(one.summary.id, std::move(*one.entry));
+    added += one.known ? 0 : 1;
   }
-  auto looked = look_at_all<LookedAt>(
-      unknown, [&](const std::string& id, auto& part) { look_at_one(checkpoints, id, part); });
-  for (LookedAt& one : looked.checkpoints) {
-    if (one.entry) {
-      now.entries.emplace(one.summary.id, std::move(*one.entry));
-      ++found.added;
-    }
-    found.summaries.checkpoints.push_back(std::move(one.summary));
-  }
-  found.summaries.damaged = std::move(looked.damaged);
-  found.summaries.retired = looked.retired;
-  found.summaries.retired_bytes = looked.retired_bytes;
-  sort(found.summaries);
-  catalog = std::move(now);
-  return found;
+  return added;
+}
+
+/// Was the catalog written in the last minute? Who has it written again at every command, for his files seem
+/// to change all the time, is worse off than without.
+bool is_new(const Directory& root) {
+  constexpr i64 kSeconds = 60;
+  struct stat info {};
+  return ::fstatat(root.fd.get(), kCatalog, &info, AT_SYMLINK_NOFOLLOW) == 0 &&
+         std::abs(static_cast<i64>(::time(nullptr)) - static_cast<i64>(info.st_mtime)) < kSeconds;
 }
 
 }  // namespace
 
-namespace directory_store {
-
-void refresh_catalog(const Directory& root, const Directory& checkpoints) {
-  Catalog catalog = Catalog::read(root);
-  const auto found = summarize(checkpoints, catalog);
-  if (found.ok() && found->added >= kWorthCataloguing) (void)catalog.write(root);
+void directory_store::add_to_catalog(const Directory& root, const Directory& checkpoints, Catalog catalog,
+                                     std::vector<std::string> unknown) {
+  if (unknown.size() < kWorthCataloguing || is_new(root)) return;
+  // Where nothing can be written, nothing need be read.
+  if (!unlink_at(root, kCatalogTemporary).ok() || !create_file_at(root, kCatalogTemporary, O_WRONLY).ok())
+    return;
+  auto looked = look_at_all<LookedAt>(
+      unknown, [&](const std::string& id, auto& part) { read_one(checkpoints, id, part); });
+  std::erase_if(catalog.entries, [&](const auto& one) {
+    const auto there = exists_at(checkpoints, one.first);
+    return there.ok() && !*there;
+  });
+  if (add_entries(catalog, looked.checkpoints) < kWorthCataloguing || !catalog.write(root).ok())
+    (void)unlink_at(root, kCatalogTemporary);
 }
-
-}  // namespace directory_store
 
 Result<Listing> DirectoryStore::list() const {
   const auto checkpoints = open_directory_at(*root_, kCheckpoints);
@@ -209,14 +211,24 @@ Result<Summaries> DirectoryStore::summaries() const {
     if (checkpoints.error().kind() == ErrorKind::kNotFound) return Summaries{};
     return checkpoints.error();
   }
-  Catalog catalog = Catalog::read(*root_);
-  VMSIEVE_ASSIGN(Summarized found, summarize(*checkpoints, catalog));
-  // Where it cannot be written, or somebody else is at work, the next one reads the manifests as this one
-  // did.
-  if (found.added >= kWorthCataloguing) {
-    if (const auto held = try_lock(*root_); held.ok() && held->held()) (void)catalog.write(*root_);
+  VMSIEVE_ASSIGN(const std::vector<std::string> ids, checkpoint_ids(*checkpoints));
+  const Catalog catalog = Catalog::read(*root_);
+  auto looked = look_at_all<LookedAt>(
+      ids, [&](const std::string& id, auto& part) { look_at_one(*checkpoints, catalog, id, part); });
+  Summaries summaries;
+  for (const LookedAt& one : looked.checkpoints) summaries.checkpoints.push_back(one.summary);
+  summaries.damaged = std::move(looked.damaged);
+  summaries.retired = looked.retired;
+  summaries.retired_bytes = looked.retired_bytes;
+  sort(summaries);
+
+  Catalog now;
+  if (add_entries(now, looked.checkpoints) >= kWorthCataloguing) {
+    // Where it cannot be written, or somebody else is at work, the next one reads the manifests as this one
+    // did.
+    if (const auto held = try_lock(*root_); held.ok() && held->held()) (void)now.write(*root_);
   }
-  return std::move(found.summaries);
+  return summaries;
 }
 
 }  // namespace vmsieve

@@ -47,6 +47,14 @@ Result<std::string> by_prefix(const Summaries& listing, std::string_view prefix,
   return candidates.front().substr(0, candidates.front().find(' '));
 }
 
+Summaries in_short(const Listing& listing) {
+  Summaries summaries;
+  summaries.damaged = listing.damaged;
+  for (const Manifest& manifest : listing.checkpoints)
+    summaries.checkpoints.push_back(CheckpointSummary::of(manifest));
+  return summaries;
+}
+
 }  // namespace
 
 CheckpointSummary CheckpointSummary::of(const Manifest& manifest) {
@@ -84,9 +92,18 @@ Result<std::string> Store::resolve(std::string_view checkpoint) const {
   // A whole id needs no look at all the others, if it is one.
   if (!by_name && checkpoint.size() == kIdDigits && manifest(std::string{checkpoint}))
     return std::string{checkpoint};
-  VMSIEVE_ASSIGN(const Summaries listing, summaries());
-  if (by_name) return latest_of(listing, checkpoint.substr(0, at), name());
-  return by_prefix(listing, checkpoint, name());
+  const std::string_view vm_name = by_name ? checkpoint.substr(0, at) : "";
+  const auto find = [&](const Summaries& all) {
+    return by_name ? latest_of(all, vm_name, name()) : by_prefix(all, checkpoint, name());
+  };
+  VMSIEVE_ASSIGN(const Summaries all, summaries());
+  if (auto found = find(all)) {
+    const auto read = manifest(*found);
+    if (read && (!by_name || read->vm_name == vm_name)) return found;
+  }
+  // Damaged, gone meanwhile, or none: told by the manifests themselves.
+  VMSIEVE_ASSIGN(const Listing listing, list());
+  return find(in_short(listing));
 }
 
 Result<std::unique_ptr<Store>> open_directory_store(const std::string& path, bool create) {

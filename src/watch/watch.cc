@@ -110,9 +110,9 @@ class Watch {
   /// The checkpoints that a watch has taken of this VM, oldest first.
   std::vector<std::string> periodic() const {
     std::vector<std::string> ids;
-    const auto listing = store_.summaries();
+    const auto listing = store_.list();  // what is removed is not decided by a hint
     if (!listing.ok()) return ids;
-    for (const CheckpointSummary& m : listing->checkpoints) {
+    for (const Manifest& m : listing->checkpoints) {
       const bool same = m.vm_name == vm_.process.name &&
                         (!m.vm_name.empty() || m.vm_pid == static_cast<u64>(vm_.process.pid));
       if (m.periodic && same) ids.push_back(m.id);

@@ -69,11 +69,24 @@ TEST(Catalog, OneThatIsNotWholeIsNone) {
   EXPECT_FALSE(Catalog::decode(text + "x"));
 }
 
+TEST(Catalog, NamesAreThoseOfObjectsAndNoneTwice) {
+  for (const char* name : {"disk-0", "../../etc/passwd", ""}) {
+    Catalog catalog = sample_catalog();
+    catalog.entries.begin()->second.objects[0].name = name;
+    EXPECT_FALSE(Catalog::decode(catalog.encode())) << name;
+  }
+  Catalog catalog = sample_catalog();
+  for (std::size_t i = 0; i < 1024; ++i)
+    catalog.entries.begin()->second.objects.push_back({.name = fmt::format("x{}", i)});
+  EXPECT_FALSE(Catalog::decode(catalog.encode()));
+}
+
 TEST(Catalog, AStampTellsSomethingWhenItIsOld) {
   constexpr u64 kSecond = 1'000'000'000;
   const FileStamp stamp{.inode = 1, .bytes = 1, .modified_ns = 5 * kSecond, .changed_ns = 7 * kSecond};
   EXPECT_FALSE(stamp.has_aged(8 * kSecond));
-  EXPECT_TRUE(stamp.has_aged(9 * kSecond));
+  EXPECT_FALSE(stamp.has_aged(9 * kSecond));
+  EXPECT_TRUE(stamp.has_aged(10 * kSecond));
   EXPECT_FALSE(stamp.has_aged(6 * kSecond));  // of another machine's clock, or the clock was set back
 }
 
@@ -85,8 +98,9 @@ class CataloguedTest : public StoreTest {
       const auto done = commit_sample(*store_, {.id = id(i), .vm_name = fmt::format("vm{}", i)});
       EXPECT_TRUE(done.ok()) << done.error().message();
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(2100));
+    age();
   }
+  static void age() { std::this_thread::sleep_for(std::chrono::milliseconds(3100)); }
   static std::string id(std::size_t i) { return fmt::format("{:016x}", 0xaa00 + i); }
   Summaries summaries() const {
     auto found = store_->summaries();
@@ -105,9 +119,12 @@ class CataloguedTest : public StoreTest {
     for (std::size_t i = 0; i < found.checkpoints.size(); ++i)
       EXPECT_EQ(found.checkpoints[i], CheckpointSummary::of(listing->checkpoints[i]));
     ASSERT_EQ(found.damaged.size(), listing->damaged.size());
-    for (std::size_t i = 0; i < found.damaged.size(); ++i)
+    for (std::size_t i = 0; i < found.damaged.size(); ++i) {
+      EXPECT_EQ(found.damaged[i].id, listing->damaged[i].id);
       EXPECT_EQ(found.damaged[i].error.message(), listing->damaged[i].error.message());
+    }
     EXPECT_EQ(found.retired, listing->retired);
+    EXPECT_EQ(found.retired_bytes, listing->retired_bytes);
   }
 };
 
@@ -123,17 +140,20 @@ TEST_F(CataloguedTest, ItIsMadeUsedAndOutlivedByWhatChanges) {
   // It is what summaries() goes by: a false name in it is told,
   Catalog catalog = Catalog::read(root());
   ASSERT_THAT(catalog.entries, SizeIs(kWorthCataloguing));
-  catalog.entries.find(id(3))->second.summary.vm_name = "another";
+  for (const std::size_t i : {3, 4}) catalog.entries.find(id(i))->second.summary.vm_name = "another";
   ASSERT_TRUE(catalog.write(root()).ok());
   EXPECT_EQ(summaries().checkpoints[3].vm_name, "another");
+  EXPECT_EQ(summaries().checkpoints[4].vm_name, "another");
+  EXPECT_EQ(*store_->resolve("vm3@latest"), id(3));  // but nobody is led astray
+  EXPECT_THAT(store_->resolve("another@latest").error().message(), HasSubstr("no checkpoint"));
   // until the manifest has been written to, or the folder has.
   write_file(folder(id(3)) / "manifest", read_file(folder(id(3)) / "manifest"));
   EXPECT_EQ(summaries().checkpoints[3].vm_name, "vm3");
-  ASSERT_TRUE(catalog.write(root()).ok());
-  fs::rename(folder(id(3)), root_ / "elsewhere");
+  EXPECT_EQ(summaries().checkpoints[4].vm_name, "another");
+  fs::rename(folder(id(4)), root_ / "elsewhere");
   EXPECT_THAT(summaries().checkpoints, SizeIs(kWorthCataloguing - 1));
-  fs::rename(root_ / "elsewhere", folder(id(3)));
-  EXPECT_EQ(summaries().checkpoints[3].vm_name, "vm3");
+  fs::rename(root_ / "elsewhere", folder(id(4)));
+  EXPECT_EQ(summaries().checkpoints[4].vm_name, "vm4");
 }
 
 TEST_F(CataloguedTest, WhatIsDamagedOrGoneIsSeenAtOnce) {
@@ -168,6 +188,45 @@ TEST_F(CataloguedTest, ASweepMakesItAndStillSeesWhatIsLeftOver) {
   expect_what_is_there();
 }
 
+TEST_F(CataloguedTest, WhatWasLeftOverWhenItWasMadeIsSwept) {
+  write_file(folder(id(1)) / "writing", "");
+  write_file(folder(id(2)) / "thesis.tex", "dear");
+  age();
+  expect_what_is_there();
+  const Catalog catalog = Catalog::read(root());
+  ASSERT_THAT(catalog.entries, SizeIs(kWorthCataloguing));
+  EXPECT_TRUE(catalog.entries.find(id(0))->second.settled);
+  EXPECT_FALSE(catalog.entries.find(id(1))->second.settled);
+  EXPECT_FALSE(catalog.entries.find(id(2))->second.settled);
+  EXPECT_EQ(*store_->sweep(), 1u);
+}
+
+TEST_F(CataloguedTest, ASweepPassesOverWhatIsSettled) {
+  write_file(folder(id(1)) / "writing", "");
+  age();
+  expect_what_is_there();
+  Catalog catalog = Catalog::read(root());
+  catalog.entries.find(id(1))->second.settled = true;  // which it is not
+  ASSERT_TRUE(catalog.write(root()).ok());
+  EXPECT_EQ(*store_->sweep(), 0u);
+  EXPECT_TRUE(fs::exists(folder(id(1)) / "writing"));
+}
+
+TEST_F(CataloguedTest, WhoeverHoldsTheLockIsNotWaitedFor) {
+  const auto held = directory_store::lock(root());
+  ASSERT_TRUE(held.ok());
+  expect_what_is_there();
+  EXPECT_FALSE(fs::exists(root_ / "catalog.hint"));
+}
+
+TEST_F(CataloguedTest, DamagedOnesAreReadEachTimeAndNothingIsWrittenForThem) {
+  for (std::size_t i = 0; i < kWorthCataloguing; ++i) write_file(folder(id(i)) / "manifest", "damaged");
+  age();
+  EXPECT_EQ(*store_->sweep(), 0u);
+  EXPECT_THAT(summaries().damaged, SizeIs(kWorthCataloguing));
+  EXPECT_FALSE(fs::exists(root_ / "catalog.hint") || fs::exists(root_ / "catalog.hint.new"));
+}
+
 TEST_F(CataloguedTest, OneThatIsNoneIsWrittenAnew) {
   for (const std::string& bad : {std::string{}, std::string("vmsieve-catalog 1\n"), std::string(1000, 'x')}) {
     write_file(root_ / "catalog.hint", bad);
@@ -177,6 +236,11 @@ TEST_F(CataloguedTest, OneThatIsNoneIsWrittenAnew) {
   fs::remove(root_ / "catalog.hint");
   fs::create_directory(root_ / "catalog.hint");  // nor is it needed
   expect_what_is_there();
+  EXPECT_EQ(*store_->sweep(), 0u);
+  EXPECT_FALSE(fs::exists(root_ / "catalog.hint.new"));
+  fs::create_directory(root_ / "catalog.hint.new");
+  fs::create_directory(folder(kId));
+  EXPECT_EQ(*store_->sweep(), 1u);
 }
 
 TEST_F(StoreTest, WhatIsTooYoungIsNotCatalogued) {
