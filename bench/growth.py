@@ -83,14 +83,15 @@ def save_ways(store, guest, rounds):
 
 
 def restored(store, checkpoint, serial, lazy=True):
-    """Until the guest runs, and until all of its memory is there."""
+    """Until the guest runs, and until all of its memory is there: as the command tells it, and by the clock."""
     begun = time.monotonic()
     done = subprocess.run([host.VMSIEVE, "restore", checkpoint, "--lazy" if lazy else "--eager", "--wait", "--json",
                            "--set", f"serial=file:{serial}"], env=store.environment, check=True, stdout=subprocess.PIPE, text=True)
+    complete_ms = (time.monotonic() - begun) * 1000  # --wait: the command ends then
     told = json.loads(done.stdout)
     end_process(told["pid"])
     wait_until(lambda: not pathlib.Path(f"/proc/{told['pid']}").exists(), 60, "the end of QEMU", interval=0.01)
-    return {"ready_ms": told["ready_ms"], "complete_ms": (time.monotonic() - begun) * 1000}
+    return {"ready_ms": told["ready_ms"], "complete_ms": complete_ms}
 
 
 @contextlib.contextmanager
@@ -205,9 +206,11 @@ def write(results, folder):
         if part not in results:
             continue
         points = results[part]
+        lines.append(measured(results[f"{part}_at"]))
         columns = [(f"{way}: {name}", way, figure) for way in ("live", "paused", "incremental")
                    for name, figure in (("pause, ms", "pause_ms"), ("total, ms", "total_ms"), ("CPU, s", "cpu_s"))]
-        restores = [("restored: runs, ms", "ready_ms"), ("complete, ms", "complete_ms")] if part == "memory" else []
+        restores = [(name, figure) for name, figure in (("restored: runs, ms", "ready_ms"), ("complete, ms", "complete_ms"))
+                    if all(figure in point for point in points)]
         lines.append(table([unit, *(name for name, _, _ in columns), *(name for name, _ in restores)],
                            [[f"{point[of]}", *(point[way][figure] for _, way, figure in columns),
                              *(point[figure] for _, figure in restores)] for point in points]))
@@ -224,6 +227,7 @@ def write(results, folder):
         if part not in results:
             continue
         points = results[part]
+        lines.append(measured(results[f"{part}_at"]))
         names = ["pause_ms", "total_ms", *LOOKS]
         lines.append(table([unit, "save: pause, ms", "save: total, ms", "log, ms", "show, ms", "verify, ms", "rm, ms",
                             "restored: runs, ms"], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
@@ -231,6 +235,10 @@ def write(results, folder):
                    {name.removesuffix("_ms"): [(point[of], point[name]) for point in points] for name in names})
         lines.append(f"![growth with {unit}](growth-{part}.svg)\n")
     (folder / "growth.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def measured(at):
+    return f"{at['when']}, commit {at['commit']}, {at['rounds']} rounds.\n"
 
 
 def table(heads, rows):

@@ -46,7 +46,7 @@ QUICK = (Part(settings.QEMU_10, tuple(
     way for way in MAIN if way.name in ("migrate", "mapped-ram-multifd", "paused-zstd", "live-zstd", "incremental"))),)
 
 # Where not all ways are taken.
-FEW = ("migrate", "migrate-live", "migrate-zstd", "mapped-ram-multifd", "background-snapshot", "paused-none", "live-lz4",
+FEW = ("migrate", "migrate-live", "migrate-zstd", "mapped-ram-multifd", "mapped-ram-direct", "background-snapshot", "paused-none", "live-lz4",
        "live-zstd", "incremental")
 
 
@@ -65,7 +65,7 @@ def some(names):
 
 DEFAULTS = {
     "churned": Choice(EVERYTHING, True),
-    "full": Choice(some((*FEW, "mapped-ram", "mapped-ram-direct", "live-none")), True),
+    "full": Choice(some((*FEW, "mapped-ram", "live-none")), True),
 }
 OTHERS = Choice(some(FEW), False)
 
