@@ -46,8 +46,8 @@ QUICK = (Part(settings.QEMU_10, tuple(
     way for way in MAIN if way.name in ("migrate", "mapped-ram-multifd", "paused-zstd", "live-zstd", "incremental"))),)
 
 # Where not all ways are taken.
-FEW = ("migrate", "migrate-live", "migrate-zstd", "mapped-ram-multifd", "mapped-ram-direct", "background-snapshot", "paused-none", "live-lz4",
-       "live-zstd", "incremental")
+FEW = ("migrate", "migrate-live", "migrate-zstd", "mapped-ram-multifd", "mapped-ram-direct", "background-snapshot",
+       "paused-none", "live-lz4", "live-zstd", "incremental")
 
 
 @dataclasses.dataclass(frozen=True)
