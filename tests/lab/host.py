@@ -33,10 +33,11 @@ def wait_until(condition, timeout, what, interval=0.05):
 
 
 def process_exists(pid):
-    """True for a process that runs; a zombie counts as ended."""
+    """True for a process that runs; a zombie counts as ended, once no thread of it still holds its memory."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            return stat.read().rpartition(")")[2].split()[0] not in "ZX"
+            fields = stat.read().rpartition(")")[2].split()
+        return fields[0] not in "ZX" or int(fields[17]) > 1  # num_threads, proc(5)
     except (FileNotFoundError, ProcessLookupError):
         return False
 
