@@ -39,6 +39,12 @@ class Store:
         return json.loads(told) | {"wall_ms": (time.monotonic() - begun) * 1000, "peak_mb": usage["peak_rss_bytes"] / 1e6,
                                    "cpu_s": usage["user_s"] + usage["system_s"]}
 
+    def text_ms(self, *arguments):
+        """How long a command takes that writes no JSON."""
+        begun = time.monotonic()
+        host.run(self.folder, [host.VMSIEVE, *arguments], env=self.environment)
+        return (time.monotonic() - begun) * 1000
+
     def save(self, guest, *options):
         return self.run("save", guest.qmp_path, *options)
 
@@ -143,14 +149,15 @@ def by_vcpus(options):
 
 # ---- with what there is already --------------------------------------------
 
-LOOKS = ("log_ms", "show_ms", "verify_ms", "rm_ms", "ready_ms")
+LOOKS = ("log_ms", "log_json_ms", "show_ms", "verify_ms", "rm_ms", "ready_ms")
 
 
 def looks(store, newest, spare, serial, rounds):
     """Of commands that look at what is there; `spare()` makes a checkpoint that is removed again."""
     runs = []
     for _ in range(rounds):
-        runs.append({"log_ms": store.run("log")["wall_ms"], "show_ms": store.run("show", newest)["wall_ms"],
+        runs.append({"log_ms": store.text_ms("log"), "log_json_ms": store.run("log")["wall_ms"],
+                     "show_ms": store.run("show", newest)["wall_ms"],
                      "verify_ms": store.run("verify", newest)["wall_ms"], "rm_ms": store.remove(spare())["wall_ms"]})
         if serial:
             runs[-1] |= restored(store, newest, serial)
@@ -229,8 +236,8 @@ def write(results, folder):
         points = results[part]
         lines.append(measured(results[f"{part}_at"]))
         names = ["pause_ms", "total_ms", *LOOKS]
-        lines.append(table([unit, "save: pause, ms", "save: total, ms", "log, ms", "show, ms", "verify, ms", "rm, ms",
-                            "restored: runs, ms"], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
+        lines.append(table([unit, "save: pause, ms", "save: total, ms", "log, ms", "log --json, ms", "show, ms",
+                            "verify, ms", "rm, ms", "restored: runs, ms"], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
         line_chart(folder / f"growth-{part}.svg", f"growth with {unit}", unit, "ms",
                    {name.removesuffix("_ms"): [(point[of], point[name]) for point in points] for name in names})
         lines.append(f"![growth with {unit}](growth-{part}.svg)\n")
