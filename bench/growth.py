@@ -149,7 +149,8 @@ def by_vcpus(options):
 
 # ---- with what there is already --------------------------------------------
 
-LOOKS = ("log_ms", "log_json_ms", "show_ms", "verify_ms", "rm_ms", "ready_ms")
+LOOKS = {"log_ms": "log, ms", "log_json_ms": "log --json, ms", "show_ms": "show, ms", "verify_ms": "verify, ms",
+         "rm_ms": "rm, ms", "ready_ms": "restored: runs, ms"}
 
 
 def looks(store, newest, spare, serial, rounds):
@@ -235,9 +236,9 @@ def write(results, folder):
             continue
         points = results[part]
         lines.append(measured(results[f"{part}_at"]))
-        names = ["pause_ms", "total_ms", *LOOKS]
-        lines.append(table([unit, "save: pause, ms", "save: total, ms", "log, ms", "log --json, ms", "show, ms",
-                            "verify, ms", "rm, ms", "restored: runs, ms"], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
+        names = {"pause_ms": "save: pause, ms", "total_ms": "save: total, ms", **LOOKS}
+        names = {name: head for name, head in names.items() if all(name in point for point in points)}
+        lines.append(table([unit, *names.values()], [[f"{point[of]}", *(point[name] for name in names)] for point in points]))
         line_chart(folder / f"growth-{part}.svg", f"growth with {unit}", unit, "ms",
                    {name.removesuffix("_ms"): [(point[of], point[name]) for point in points] for name in names})
         lines.append(f"![growth with {unit}](growth-{part}.svg)\n")
