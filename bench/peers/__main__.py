@@ -23,6 +23,8 @@ PLACES = ("store", "qmp", "log")  # where things were on this machine, as vmsiev
 def without_places(value):
     if isinstance(value, dict):
         return {key: without_places(one) for key, one in value.items() if key not in PLACES}
+    if isinstance(value, str):  # a warning, a disk's file
+        return value.replace(f"{host.ROOT}/", "")
     return [without_places(one) for one in value] if isinstance(value, list) else value
 
 
