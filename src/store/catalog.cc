@@ -29,8 +29,6 @@ constexpr u64 kNs = 1'000'000'000;
 constexpr u64 kAgedNs = 3 * kNs;
 
 constexpr u64 kSettled = 1;
-constexpr u64 kPeriodic = 2;
-constexpr u64 kKnownFlags = kSettled | kPeriodic;
 
 class Encoder {
  public:
@@ -93,7 +91,7 @@ void encode_entry(Encoder& out, const std::string& id, const Catalog::Entry& ent
   out.bytes(id);
   out.stamp(entry.folder);
   out.stamp(entry.manifest);
-  out.number((entry.settled ? kSettled : 0) | (summary.periodic ? kPeriodic : 0));
+  out.number(entry.settled ? kSettled : 0);
   out.number(entry.objects.size());
   for (const ObjectRecord& object : entry.objects) {
     out.text(object.name);
@@ -102,8 +100,7 @@ void encode_entry(Encoder& out, const std::string& id, const Catalog::Entry& ent
   for (const std::string* text :
        {&summary.created, &summary.mode, &summary.parent, &summary.vm_name, &summary.kernel})
     out.text(*text);
-  for (const u64 number :
-       {summary.vm_pid, std::bit_cast<u64>(summary.pause_ms), summary.guest_bytes, summary.stored_bytes})
+  for (const u64 number : {std::bit_cast<u64>(summary.pause_ms), summary.guest_bytes, summary.stored_bytes})
     out.number(number);
 }
 
@@ -116,9 +113,8 @@ void decode_entry(Decoder& in, Catalog& catalog) {
   entry.folder = in.stamp();
   entry.manifest = in.stamp();
   const u64 flags = in.number();
-  if ((flags & ~kKnownFlags) != 0) in.fail();
-  entry.settled = (flags & kSettled) != 0;
-  summary.periodic = (flags & kPeriodic) != 0;
+  if ((flags & ~kSettled) != 0) in.fail();
+  entry.settled = flags == kSettled;
   u64 objects = in.number();
   if (objects > kMaxObjects) in.fail();
   std::set<std::string> names;
@@ -132,7 +128,6 @@ void decode_entry(Decoder& in, Catalog& catalog) {
   for (std::string* text :
        {&summary.created, &summary.mode, &summary.parent, &summary.vm_name, &summary.kernel})
     *text = in.text();
-  summary.vm_pid = in.number();
   summary.pause_ms = std::bit_cast<double>(in.number());
   summary.guest_bytes = in.number();
   summary.stored_bytes = in.number();

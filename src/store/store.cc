@@ -64,8 +64,6 @@ CheckpointSummary CheckpointSummary::of(const Manifest& manifest) {
           .parent = manifest.parent,
           .vm_name = manifest.vm_name,
           .kernel = manifest.introspection.used ? manifest.introspection.kernel : "",
-          .vm_pid = manifest.vm_pid,
-          .periodic = manifest.periodic,
           .pause_ms = manifest.pause_ms,
           .guest_bytes = manifest.guest_bytes,
           .stored_bytes = manifest.stored_bytes};

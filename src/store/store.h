@@ -84,8 +84,6 @@ struct CheckpointSummary {
   std::string parent;
   std::string vm_name;
   std::string kernel;  ///< the guest's that was looked into; empty when none was
-  u64 vm_pid = 0;
-  bool periodic = false;
   double pause_ms = 0;
   u64 guest_bytes = 0;
   u64 stored_bytes = 0;

@@ -31,8 +31,6 @@ Catalog sample_catalog() {
                      .parent = "00000000000000c3",
                      .vm_name = std::string("a\0\xff\n", 4),
                      .kernel = "",
-                     .vm_pid = 12,
-                     .periodic = true,
                      .pause_ms = 6.5,
                      .guest_bytes = 1,
                      .stored_bytes = ~u64{0}};
